@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from mmap import mmap
 from typing import BinaryIO, Protocol
-
-Buffer = bytes | bytearray | memoryview
 
 
 class FileMissing(Exception):
@@ -26,17 +25,20 @@ class Incoming(Protocol):
 
     size: int
 
-    def write(self, data: Buffer) -> None: ...
+    def write(self, data: bytes | memoryview) -> None: ...
 
-    def buffer(self) -> AbstractContextManager[Buffer]:
+    def buffer(self) -> AbstractContextManager[bytes | mmap]:
         """All bytes written so far, mapped and not read into memory."""
+
+    def sync_soon(self) -> None:
+        """All bytes are written: begin to make them durable while other work goes on."""
 
     def discard(self) -> None:
         """Remove the spooled bytes. Does nothing after `Storage.commit`."""
 
 
 class Storage(Protocol):
-    """Immutable files under opaque, unique keys."""
+    """Immutable files under opaque, unique keys; keys sort in the order in which the files came."""
 
     def receive(self) -> Incoming: ...
 
@@ -44,8 +46,14 @@ class Storage(Protocol):
         """Put the files into the store, in order; return their keys.
 
         When it returns, every file is complete and synced, and survives a loss of power. When it raises
-        (OSError), none of the files counts as stored.
+        (OSError), none of the files is stored. The keys stay noted until `confirm`.
         """
+
+    def confirm(self, keys: Sequence[str]) -> None:
+        """Strike the note of one `commit`: the index knows these files, or they are deleted again."""
+
+    def unconfirmed(self) -> list[str]:
+        """Keys that were committed and never confirmed: a crash came between the files and the index."""
 
     def open(self, key: str) -> BinaryIO:
         """Raises FileMissing."""
@@ -54,7 +62,7 @@ class Storage(Protocol):
         """`length` bytes from `offset`, fewer at the end of the file. Raises FileMissing."""
 
     def delete(self, key: str) -> None:
-        """Remove the file; a missing one is no error."""
+        """Remove the file; a missing one is no error. Raises OSError where it cannot be removed now."""
 
     def files(self) -> Iterator[StoredFile]:
         """Every stored file, ordered by key."""
@@ -75,4 +83,4 @@ def open_storage(url: str) -> Storage:
         from .filesystem import FileSystemStorage
 
         return FileSystemStorage(path)
-    raise ValueError(f"storage URL {url!r}: the scheme must be file://")
+    raise ValueError(f"storage URL {url!r}: it must start with file:// and name a folder")
