@@ -274,8 +274,8 @@ def report(
     lines.append(f"{dash}time: {seconds:.0f} s in all")
     lines.append(
         f"{dash}data: {data.number_of_studies:,} studies of one 64 × 64 image; a study of "
-        f"{data.number_of_slices} CT slices of {len(data.slices[0].file) / 1e6:.2f} MB and {data.slice_elements} elements; an Enhanced CT of "
-        f"{len(data.multi_frame.file) / 1e6:.0f} MB; a CT slice in JPEG 2000"
+        f"{data.number_of_slices} CT slices of {len(data.slices[0].file) / 1e6:.2f} MB and {data.slice_elements} elements; "
+        f"an Enhanced CT of {len(data.multi_frame.file) / 1e6:.0f} MB; a CT slice in JPEG 2000"
     )
     return "\n".join([*lines, "", table(results, markdown=markdown), "", EXPLANATION])
 

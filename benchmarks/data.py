@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
@@ -29,50 +30,15 @@ STUDIES = 2_000
 MULTI_FRAMES = 120
 
 _FAMILY = (
-    "Abendroth",
-    "Becker",
-    "Castellano",
-    "Dubois",
-    "Eriksson",
-    "Ferreira",
-    "Gallagher",
-    "Hashimoto",
-    "Ivanova",
-    "Jankowski",
-    "Kowalczyk",
-    "Lindqvist",
-    "Matsumoto",
-    "Nakagawa",
-    "Oyelaran",
-    "Petrescu",
-    "Quintero",
-    "Rasmussen",
-    "Szymanski",
-    "Takahashi",
-    "Underwood",
-    "Vandermeer",
-    "Wojciechowska",
-    "Yamamoto",
-    "Zimmermann",
-)
+    "Abendroth", "Becker", "Castellano", "Dubois", "Eriksson", "Ferreira", "Gallagher", "Hashimoto",
+    "Ivanova", "Jankowski", "Kowalczyk", "Lindqvist", "Matsumoto", "Nakagawa", "Oyelaran", "Petrescu",
+    "Quintero", "Rasmussen", "Szymanski", "Takahashi", "Underwood", "Vandermeer", "Wojciechowska", "Yamamoto",
+    "Zimmermann"
+)  # fmt: skip
 _GIVEN = (
-    "Ada",
-    "Bruno",
-    "Clara",
-    "Dmitri",
-    "Elena",
-    "Femi",
-    "Greta",
-    "Hiro",
-    "Ines",
-    "Jonas",
-    "Keiko",
-    "Luis",
-    "Maren",
-    "Noor",
-    "Otto",
-    "Priya",
-)
+    "Ada", "Bruno", "Clara", "Dmitri", "Elena", "Femi", "Greta", "Hiro", "Ines", "Jonas", "Keiko", "Luis",
+    "Maren", "Noor", "Otto", "Priya"
+)  # fmt: skip
 _MODALITIES = ("CT", "MR", "CR", "US", "DX", "MG", "XA", "NM")
 
 
@@ -123,8 +89,8 @@ def _file(dataset: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> by
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = transfer_syntax
-    meta.ImplementationClassUID = uid("benchmark implementation")
+    meta.TransferSyntaxUID = UID(transfer_syntax)
+    meta.ImplementationClassUID = UID(uid("benchmark implementation"))
     meta.ImplementationVersionName = "BENCHMARK"
     dataset.file_meta = meta
     target = BytesIO()

@@ -174,7 +174,7 @@ def start_orthanc(folder: Path, program: str, plugin: Path) -> Server:
     root = f"http://127.0.0.1:{port}/dicom-web"
     server = _start("orthanc", root, [program, str(file)], folder, dict(os.environ), folder)
     answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=10)
-    server.version = answer.stdout.splitlines()[0].removeprefix("Orthanc").strip() if answer.stdout else ""
+    server.version = answer.stdout.splitlines()[0].rpartition(" ")[2] if answer.stdout else ""
     version = plugin.resolve().name.rpartition(".so")[2].lstrip(".")
     server.version += f" with DICOMweb {version}" if version else " with DICOMweb"
     return server
