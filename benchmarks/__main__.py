@@ -274,10 +274,17 @@ def report(
     lines.append(f"{dash}time: {seconds:.0f} s in all")
     lines.append(
         f"{dash}data: {data.number_of_studies:,} studies of one 64 × 64 image; a study of "
-        f"{data.number_of_slices} CT slices of {len(data.slices[0].file) / 1e6:.2f} MB and {data.slice_elements} elements; "
-        f"an Enhanced CT of {len(data.multi_frame.file) / 1e6:.0f} MB; a CT slice in JPEG 2000"
+        f"{data.number_of_slices} CT slices of {len(data.slices[0].file) / 1e6:.2f} MB and "
+        f"{data.slice_elements} elements; an Enhanced CT of {len(data.multi_frame.file) / 1e6:.0f} MB; a CT slice in JPEG 2000"
     )
     return "\n".join([*lines, "", table(results, markdown=markdown), "", EXPLANATION])
+
+
+def _server(text: str) -> Server:
+    try:
+        return given_server(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -285,7 +292,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer studies and rounds")
     parser.add_argument("--only", action="append", metavar="NAME", help="operations whose name contains this")
     parser.add_argument(
-        "--server", action="append", default=[], metavar="NAME=URL[=PID]", type=given_server,
+        "--server", action="append", default=[], metavar="NAME=URL[=PID]", type=_server,
         help="DICOMweb root of a server on this machine that runs already; data is stored in it and stays there",
     )  # fmt: skip
     parser.add_argument("--no-peer", action="store_true", help="do not start Orthanc")
