@@ -273,9 +273,10 @@ def report(
     lines = [f"{dash}{name}: {text}" for name, text in about.items()]
     lines.append(f"{dash}time: {seconds:.0f} s in all")
     lines.append(
-        f"{dash}data: {data.number_of_studies:,} studies of one 64 × 64 image; a study of "
+        f"{dash}data: {data.number_of_studies:,} studies of one 64 × 64 image with a CT header; a study of "
         f"{data.number_of_slices} CT slices of {len(data.slices[0].file) / 1e6:.2f} MB and "
-        f"{data.slice_elements} elements; an Enhanced CT of {len(data.multi_frame.file) / 1e6:.0f} MB; a CT slice in JPEG 2000"
+        f"{data.slice_elements} elements; an Enhanced CT of {len(data.multi_frame.file) / 1e6:.0f} MB; "
+        "a CT slice in JPEG 2000"
     )
     return "\n".join([*lines, "", table(results, markdown=markdown), "", EXPLANATION])
 

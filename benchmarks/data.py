@@ -290,26 +290,23 @@ class Data:
         return _large_study("sent", "CT-300", "A20240311")
 
     def small_instances(self) -> Iterator[Instance]:
-        """One 64 × 64 image of each of the small studies."""
+        """One image of each of the small studies: 64 × 64 pixels under the header of a CT slice."""
+        ds = _ct_dataset(uid("any"), 1)
+        ds.SpecificCharacterSet = "ISO_IR 192"
+        ds.SOPClassUID = SecondaryCaptureImageStorage
+        ds.Rows = ds.Columns = 64
         for number, study in enumerate(self.studies):
-            ds = Dataset()
-            ds.SpecificCharacterSet = "ISO_IR 192"
-            ds.ImageType = ["DERIVED", "SECONDARY"]
-            ds.SOPClassUID, ds.SOPInstanceUID = SecondaryCaptureImageStorage, uid(f"{study.uid} instance")
-            ds.StudyDate = ds.SeriesDate = ds.ContentDate = study.date
+            ds.SOPInstanceUID = uid(f"{study.uid} instance")
+            ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = study.date
             ds.StudyTime = ds.SeriesTime = ds.ContentTime = f"{number % 24:02d}{number % 60:02d}00"
-            ds.AccessionNumber, ds.Modality, ds.Manufacturer = study.accession_number, study.modality, "Example"
-            ds.ConversionType, ds.ReferringPhysicianName = "WSD", f"{_FAMILY[number % 25]}^Dr"
-            ds.StudyDescription, ds.SeriesDescription = f"Study {study.modality} {number}", "Series"
+            ds.AccessionNumber, ds.Modality = study.accession_number, study.modality
+            ds.ReferringPhysicianName, ds.StudyID = f"{_FAMILY[number % 25]}^Dr", str(number)
+            ds.StudyDescription = f"Study {study.modality} {number}"
             ds.PatientName, ds.PatientID = study.patient_name, study.patient_id
-            ds.PatientBirthDate, ds.PatientSex = "19700101", "O"
             ds.StudyInstanceUID, ds.SeriesInstanceUID = study.uid, uid(f"{study.uid} series")
-            ds.StudyID, ds.SeriesNumber, ds.InstanceNumber = str(number), 1, 1
-            ds.PatientOrientation = ["L", "P"]
-            ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.Rows, ds.Columns = 1, "MONOCHROME2", 64, 64
-            ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
-            ds.PixelData = bytes((number + k) % 251 for k in range(64)) * 64
-            ds["PixelData"].VR = "OB"
+            ds.FrameOfReferenceUID = uid(f"{study.uid} frame of reference")
+            ds.PixelData = bytes((number + k) % 251 for k in range(64)) * 128
+            ds["PixelData"].VR = "OW"
             yield Instance(study.uid, ds.SeriesInstanceUID, ds.SOPInstanceUID, _file(ds))
 
     @cached_property
