@@ -1,0 +1,415 @@
+"""Every option once: name, type, default, help. Read from a TOML file and from DICOMCLOUD_* variables.
+
+An option is one line of `Settings`. From it come the environment variable, the check of its value, the output of
+`python -m dicomcloud settings` and the table of docs/settings.md.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+PREFIX = "DICOMCLOUD_"
+CONFIG_VARIABLE = "DICOMCLOUD_CONFIG"  # names the TOML file; the only variable that is no option
+CONFIG_FILE = "dicomcloud.toml"  # read when it lies in the current directory
+
+
+class SettingsError(Exception):
+    """A setting that is unknown or malformed; the message names it, its source and what is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A type of value: what is expected, in words, and how text or a TOML value becomes it."""
+
+    name: str
+    expected: str
+    parse: Callable[[Any], Any]  # raises ValueError or TypeError
+    show: Callable[[Any], str] = str
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+    def show(self, value: Any) -> str:
+        """The value as a person writes it, without passwords."""
+        return _without_password(self.kind.show(value))
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", text)
+
+
+# The types
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value.strip()
+
+
+def _integer(least: int, most: int | None = None) -> Kind:
+    def parse(value: Any) -> int:
+        if isinstance(value, str):
+            value = int(value)
+        if type(value) is not int or value < least or (most is not None and value > most):
+            raise ValueError
+        return value
+
+    span = f"{least} or more" if most is None else f"from {least} to {most}"
+    return Kind("whole number", f"a whole number, {span}", parse)
+
+
+def _choice(*choices: str | int) -> Kind:
+    by_text = {str(choice): choice for choice in choices}
+
+    def parse(value: Any) -> str | int:
+        if type(value) not in (str, int):
+            raise TypeError
+        return by_text[str(value).strip().lower()]
+
+    return Kind(" or ".join(f"`{choice}`" for choice in choices), f"one of {', '.join(by_text)}", parse)
+
+
+_UNITS = {"": 1, "b": 1} | {
+    letter + suffix: base**power
+    for power, letter in enumerate("kmgt", 1)
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
+
+
+def _parse_size(value: Any) -> int:
+    if type(value) is int and value >= 0:
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?i?b?)", _text(value).lower())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError
+    return int(float(match[1]) * _UNITS[match[2]]) if "." in match[1] else int(match[1]) * _UNITS[match[2]]
+
+
+def _show_size(value: int) -> str:
+    for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if value and value % factor == 0:
+            return f"{value // factor} {unit}"
+    return str(value)
+
+
+def _list_of(parse_item: Callable[[str], str]) -> Callable[[Any], tuple[str, ...]]:
+    def parse(value: Any) -> tuple[str, ...]:
+        items = value.replace(",", " ").split() if isinstance(value, str) else value
+        if not isinstance(items, list):
+            raise TypeError
+        return tuple(parse_item(_text(item)) for item in items)
+
+    return parse
+
+
+def _show_list(value: Collection[str]) -> str:
+    return ", ".join(value)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """The host and the port of `HOST:PORT` or `[IPv6]:PORT`. Raises ValueError."""
+    host, separator, port = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError
+    if not host or (":" in host and not bracketed) or re.search(r"[\s/@]", host):
+        raise ValueError
+    return host[1:-1] if bracketed else host, int(port)
+
+
+def _parse_address(value: Any) -> str:
+    split_address(_text(value))
+    return _text(value)
+
+
+def _parse_network(value: str) -> str:
+    return str(ipaddress.ip_network(value, strict=False)) if "/" in value else str(ipaddress.ip_address(value))
+
+
+def _parse_origin(value: str) -> str:
+    parts = urlsplit(value)
+    if value != "*" and (
+        parts.scheme not in ("http", "https") or not parts.netloc or value != f"{parts.scheme}://{parts.netloc}"
+    ):
+        raise ValueError
+    return value
+
+
+def _parse_public_url(value: Any) -> str:
+    text = _text(value).rstrip("/")
+    parts = urlsplit(text)
+    if text and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment):
+        raise ValueError
+    return text
+
+
+_TAKEN = {"swagger", "openapi.json", "healthz", "readyz", "metrics", "ohif", "wado", "wadouri"}
+
+
+def _parse_root(value: Any) -> str:
+    text = _text(value).rstrip("/")
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", text) or text.split("/")[1] in _TAKEN or "/." in text:
+        raise ValueError
+    return text
+
+
+def _url_with(scheme: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        text = _text(value)
+        if text and not (text.startswith(scheme) and len(text) > len(scheme)):
+            raise ValueError
+        return text
+
+    return parse
+
+
+def _parse_folder(value: Any) -> str:
+    if not _text(value) or "\0" in value:
+        raise ValueError
+    return _text(value)
+
+
+ADDRESS = Kind("address", "an address and a port, such as 127.0.0.1:8000 or [::1]:8000", _parse_address)
+FOLDER = Kind("folder", "a folder", _parse_folder)
+SIZE = Kind("size", "a size such as 500 MB, 16 GiB or a number of bytes", _parse_size, _show_size)
+NETWORKS = Kind(
+    "list of addresses",
+    "IP addresses or networks, such as 10.0.0.5, 192.168.0.0/24",
+    _list_of(_parse_network),
+    _show_list,
+)
+ORIGINS = Kind(
+    "list of origins", "origins such as https://viewer.example (no path), or *", _list_of(_parse_origin), _show_list
+)
+PUBLIC_URL = Kind("URL", "an http or https URL such as https://pacs.example, or nothing", _parse_public_url)
+ROOT = Kind("path", "a path such as /dicomweb, not one that the server uses for something else", _parse_root)
+DATABASE_URL = Kind("URL", "sqlite:///PATH, or nothing", _url_with("sqlite:///"))
+STORAGE_URL = Kind("URL", "file://FOLDER, or nothing", _url_with("file://"))
+
+
+def _option(default: Any, kind: Kind, help: str) -> Any:
+    return field(default=default, metadata={"kind": kind, "help": help})
+
+
+# The options
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a server, checked. `sources` tells where each one came from."""
+
+    bind: str = _option(
+        "127.0.0.1:8000",
+        ADDRESS,
+        "Address and port on which the server listens. `0.0.0.0:8000` listens on every network card; this version "
+        "asks nobody for a password, so do that only behind a proxy which does, or in a network you trust.",
+    )
+    data_dir: str = _option(
+        "data",
+        FOLDER,
+        "Folder with the index and the files: what a backup has to hold. A relative path starts at the folder in "
+        "which the server is started. Use a local disk, no network share.",
+    )
+    database_url: str = _option(
+        "",
+        DATABASE_URL,
+        "Where the index is, as `sqlite:///PATH`. Empty: `index.sqlite3` in the data directory.",
+    )
+    storage_url: str = _option(
+        "",
+        STORAGE_URL,
+        "Where the files are, as `file://FOLDER`. Empty: `storage` in the data directory.",
+    )
+    public_url: str = _option(
+        "",
+        PUBLIC_URL,
+        "The URL under which clients reach this server, e.g. `https://pacs.example`; it stands in front of every URL "
+        "in answers (Retrieve URL, BulkDataURI, Link). Empty: taken from each request.",
+    )
+    root: str = _option(
+        "/dicomweb",
+        ROOT,
+        "Path of the DICOMweb services. The roots of the original (`/api`, `/qidors`, `/wadors`, `/stowrs`, "
+        "`/delowrs`) answer as well.",
+    )
+    trusted_proxies: tuple[str, ...] = _option(
+        (),
+        NETWORKS,
+        "Reverse proxies whose X-Forwarded-Proto, -Host and -Prefix headers are believed. Empty: nobody's.",
+    )
+    server: Literal["auto", "gunicorn", "waitress"] = _option(
+        "auto",
+        _choice("auto", "gunicorn", "waitress"),
+        "The HTTP server. `auto` is gunicorn, and waitress on Windows, where gunicorn does not run.",
+    )
+    workers: int = _option(
+        0,
+        _integer(0, 256),
+        "Server processes (gunicorn only; waitress is one process). 0: one per processor core, at least 2, at most 4.",
+    )
+    threads: int = _option(
+        8, _integer(1, 256), "Threads of each server process: how many requests a process works on at a time."
+    )
+    duplicates: Literal["reject", "keep", "replace"] = _option(
+        "reject",
+        _choice("reject", "keep", "replace"),
+        "What to do with an instance that is stored already, but with other bytes: `reject` it as a failure, `keep` "
+        "the stored one and report success, or `replace` the stored one, whose file is kept aside. The same "
+        "bytes again are always a success.",
+    )
+    max_results: int = _option(
+        1000, _integer(1, 1_000_000), "Most results of one search; a client fetches further ones with `offset`."
+    )
+    empty_search_status: Literal[200, 204] = _option(
+        200, _choice(200, 204), "Status of a search that finds nothing: 200 with `[]`, or 204 for clients that need it."
+    )
+    max_request_bytes: int = _option(16 << 30, SIZE, "Largest request body; a larger one is answered with 413.")
+    max_parts: int = _option(10_000, _integer(1), "Most instances in one store request.")
+    max_inflated_bytes: int = _option(
+        1 << 30, SIZE, "Largest data set that a deflated instance may unpack to; protects against bombs."
+    )
+    min_free_bytes: int = _option(
+        100 << 20, SIZE, "Free disk space below which nothing is stored any more (503); 0: no such limit."
+    )
+    cors_origins: tuple[str, ...] = _option(
+        (),
+        ORIGINS,
+        "Web sites whose pages may call this server from a browser, such as a viewer on another host; `*` is every "
+        "site. Empty: none.",
+    )
+    request_timeout: int = _option(
+        300,
+        _integer(0),
+        "Seconds for which a client may be silent in the middle of a transfer before it is given up. A transfer that "
+        "moves may take as long as it likes. 0: no limit.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _option(
+        "info", _choice("debug", "info", "warning", "error"), "How much is written to the log (standard error)."
+    )
+    shutdown_grace: int = _option(
+        30, _integer(0), "Seconds that transfers under way get to finish when the server is told to stop."
+    )
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir).expanduser().absolute()
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_path / 'index.sqlite3'}"
+
+    @property
+    def resolved_storage_url(self) -> str:
+        return self.storage_url or f"file://{self.data_path / 'storage'}"
+
+    @property
+    def resolved_server(self) -> Literal["gunicorn", "waitress"]:
+        if self.server == "auto":
+            return "waitress" if os.name == "nt" else "gunicorn"
+        return self.server
+
+    @property
+    def resolved_workers(self) -> int:
+        return self.workers or min(max(os.cpu_count() or 2, 2), 4)
+
+
+OPTIONS: tuple[Option, ...] = tuple(
+    Option(each.name, each.metadata["kind"], each.default, each.metadata["help"])
+    for each in fields(Settings)
+    if "kind" in each.metadata
+)
+_BY_NAME = {option.name: option for option in OPTIONS}
+
+
+def load(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of a TOML file, overridden by the DICOMCLOUD_* variables of `environ` (default: this process's).
+
+    The file is `path`, else the one that DICOMCLOUD_CONFIG names, else `dicomcloud.toml` where it lies in the current
+    directory. Raises SettingsError for a file that cannot be read, an unknown setting or a malformed value.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for option, value, source in (*_from_file(_find_file(path, environ)), *_from_environment(environ)):
+        values[option.name] = _parse(option, value, source)
+        sources[option.name] = source
+    return Settings(**values, sources=sources)
+
+
+def markdown_table() -> str:
+    """The table of docs/settings.md."""
+    rows = ["| Setting | Variable | Type | Default | What it does |", "|---|---|---|---|---|"]
+    for option in OPTIONS:
+        default = option.show(option.default)
+        rows.append(
+            f"| `{option.name}` | `{option.variable}` | {option.kind.name} | {f'`{default}`' if default else 'empty'} "
+            f"| {option.help} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _find_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Path | None:
+    chosen = path or environ.get(CONFIG_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    return Path(CONFIG_FILE) if Path(CONFIG_FILE).is_file() else None
+
+
+def _from_file(path: Path | None) -> Iterator[tuple[Option, Any, str]]:
+    if path is None:
+        return
+    try:
+        with path.open("rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise SettingsError(f"The settings file {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The settings file {path} is not valid TOML: {error}") from None
+    for name, value in document.items():
+        if name not in _BY_NAME:
+            raise SettingsError(f"Unknown setting {name!r} in {path}.{_did_you_mean(name, _BY_NAME)}")
+        yield _BY_NAME[name], value, str(path)
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[Option, Any, str]]:
+    by_variable = {option.variable: option for option in OPTIONS}
+    for variable in sorted(environ):
+        if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
+            continue
+        if variable not in by_variable:
+            raise SettingsError(f"Unknown environment variable {variable}.{_did_you_mean(variable, by_variable)}")
+        yield by_variable[variable], environ[variable], f"environment variable {variable}"
+
+
+def _did_you_mean(name: str, known: Collection[str]) -> str:
+    plain = {each.removeprefix(PREFIX).lower(): each for each in known}
+    close = get_close_matches(name.removeprefix(PREFIX).lower(), plain, n=1, cutoff=0.6)
+    return f" Did you mean {plain[close[0]]}?" if close else " See docs/settings.md for those that exist."
+
+
+def _parse(option: Option, value: Any, source: str) -> Any:
+    try:
+        return option.kind.parse(value)
+    except (ValueError, TypeError, KeyError):
+        shown = _without_password(repr(value)[:200])
+        raise SettingsError(f"Setting {option.name} ({source}): {shown} is not {option.kind.expected}") from None
