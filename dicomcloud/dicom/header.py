@@ -9,6 +9,8 @@ Choices where the Standard leaves room or files break it
 - Of an element that occurs twice the last one counts, as in pydicom and dcmtk. Unsorted elements are sorted.
 - Text whose character set is not declared is UTF-8 if it is valid UTF-8, else Latin-1. Bytes that do not fit the
   declared character set become U+FFFD.
+- A public element sent as UN (what converters from implicit VR write that do not know a tag) gets the VR of PS3.6, as
+  PS3.5 6.2.2 allows: else its UIDs and names could not be found. Private and unknown ones stay bytes.
 - A number value with a length that is no multiple of its size is given as UN with its bytes.
 - An element with a VR that the Standard does not have is given as UN.
 - Rows, Columns and Number of Frames are believed only as far as the Pixel Data reaches: with fewer bytes or fragments
@@ -55,6 +57,7 @@ _MAX_DEPTH: Final = 64
 _MAX_ITEMS: Final = (
     8_000_000  # sequence items of one instance; an item costs 8 bytes in the file and some 100 in memory
 )
+_MAX_FRAGMENTS: Final = 4_000_000
 _MAX_FALLBACK: Final = 256 << 20  # bytes of a damaged data set that pydicom may still try
 _UNDEFINED: Final = 0xFFFFFFFF
 _SPECIFIC_CHARACTER_SET: Final = 0x00080005
@@ -141,6 +144,12 @@ class Frames:
     def __init__(self, packed: bytes) -> None:
         self._packed = packed
         self._kind, self.count, self._base, self._first, self._second = self._HEAD.unpack_from(packed)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Frames) and self._packed == other._packed
+
+    def __hash__(self) -> int:
+        return hash(self._packed)
 
     @classmethod
     def native(cls, count: int, offset: int, length: int, frame_bits: int) -> Frames:
@@ -623,6 +632,8 @@ class _DataSet:
                     self._fail(f"the data end within the header of {_label(tag)}", end)
                 (length,) = long(buffer, start)
                 start += 4
+                if vr == b"UN" and tag in _IMPLICIT_ROWS and length != _UNDEFINED and self.order == "<":
+                    row = self._dictionary_row(tag, attributes)
             key = f"{tag:08X}"
             if tag <= previous:
                 ordered = False
@@ -640,7 +651,8 @@ class _DataSet:
             if convert is None:
                 attribute: Attribute = {"vr": "SQ"}
                 if length:
-                    items, _ = self._sequence(start, pos, False, text, path + key, depth + 1, implicit)
+                    switched = not implicit and vr == b"UN" and self._is_implicit_item(start, pos)
+                    items, _ = self._sequence(start, pos, False, text, path + key, depth + 1, implicit or switched)
                     if items:
                         attribute["Value"] = items
                 attributes[key] = attribute
@@ -679,13 +691,17 @@ class _DataSet:
                     return row, start + 4, length
             return row, start, short
         # Some writers switch to implicit VR inside an explicit data set.
+        return self._dictionary_row(tag, attributes), start, length
+
+    def _dictionary_row(self, tag: int, attributes: dict[str, Any]) -> Row:
+        """The VR that PS3.6 gives a tag; Pixel Representation decides between US and SS."""
         known = _IMPLICIT_ROWS.get(tag)
         if known is None:
-            return self.rows[vr_of(tag)], start, length
+            return self.rows[vr_of(tag)]
         if tag in AMBIGUOUS_VR and known[0] == "US":
             signed = attributes.get("00280103") or self.attributes.get("00280103") or {}
-            return self.rows["SS" if signed.get("Value") == [1] else "US"], start, length
-        return self.rows[known[0]], start, length
+            return self.rows["SS" if signed.get("Value") == [1] else "US"]
+        return self.rows[known[0]]
 
     def _undefined(
         self,
@@ -775,6 +791,8 @@ class _DataSet:
                 _invalid(f"{_label(tag)}: a fragment should have {length} bytes, but only {end - pos} are left")
             starts.append(pos)
             lengths.append(length)
+            if len(starts) > _MAX_FRAGMENTS:
+                _invalid(f"{_label(tag)}: more than {_MAX_FRAGMENTS} fragments", FailureReason.OUT_OF_RESOURCES)
             pos += length
         _invalid(f"{_label(tag)}: the data end before the Sequence Delimitation Item")
 
@@ -858,10 +876,10 @@ class _DataSet:
                     self._take(item, offset, text, f"{path}{key}/{number}/", depth + 1, items[-1])
                 attributes[key] = {"vr": "SQ", "Value": items} if items else {"vr": "SQ"}
                 continue
-            row, value = self.rows.get(vr) or self.rows["UN"], raw.value or b""
-            if tag in AMBIGUOUS_VR and not raw.VR and row[0] == "US":
-                signed = attributes.get("00280103") or self.attributes.get("00280103") or {}
-                row = self.rows["SS" if signed.get("Value") == [1] else "US"]
+            value = raw.value or b""
+            row = self.rows.get(vr) or self.rows["UN"]
+            if not raw.VR or (vr == "UN" and vr_of(tag) != "SQ"):
+                row = self._dictionary_row(tag, attributes)
             start = offset + raw.value_tell
             if self.buffer[start : start + len(value)] != value:  # pydicom counts from the sequence around it
                 start = -1
