@@ -46,6 +46,8 @@ MAX_KEYS: Final = 256
 
 TIMEZONE: Final = 0x00080201
 MODALITIES_IN_STUDY: Final = 0x00080061
+REFERRING_PHYSICIAN: Final = 0x00080090
+PATIENT_NAME: Final = 0x00100010
 
 _WILDCARD_VRS: Final = frozenset(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"))  # PS3.4 C.2.2.2.4
 _LIST_VRS: Final = frozenset(("CS", "UI"))
@@ -568,9 +570,9 @@ def _parse_name(key: _Key, value: str, tag: int, level: Level, options: _Options
     groups = value.split("=")
     if len(groups) > 3:
         raise BadRequest(f"The value of {key.name} has more than three component groups.")
-    if options.fuzzy:
-        return Match(tag, "PN", level, Kind.FUZZY, tuple(fold_name(group) for group in groups))
-    return Match(tag, "PN", level, Kind.NAME, tuple(fold_name(group) for group in groups))
+    # Empty components at the end stay: `*oe^` is about the family name alone.
+    patterns = tuple("^".join(component.strip() for component in fold(group).split("^")) for group in groups)
+    return Match(tag, "PN", level, Kind.FUZZY if options.fuzzy else Kind.NAME, patterns)
 
 
 def _uids(key: _Key, value: str) -> tuple[str, ...]:

@@ -1,0 +1,228 @@
+"""URL → database, connections, migrations. Every difference between databases lives in this file.
+
+The rest of the index writes plain SQL with `?` for values and asks the database object for what differs:
+
+    run, write, insert      a statement; a transaction that may write; a row with a key made by the database
+    page                    LIMIT/OFFSET
+    like, like_pattern      LIKE with `*` and `?` as wildcards, compared as binary
+    stored_matches          matching of an attribute that has no column, in the stored DICOM JSON
+
+A second database is another class with these methods.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sqlite3
+import weakref
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, cast
+
+import orjson
+import peewee
+from playhouse import migrations
+
+from dicomcloud.dicom.attributes import json_key
+from dicomcloud.dicom.query import Kind, Match, decode_match, matches
+from dicomcloud.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+BUSY_TIMEOUT: Final = 30  # seconds that a writer waits for another one
+
+
+class NewerDatabase(Exception):
+    """The database was written by a newer version of this program."""
+
+
+def _dicom_matches(attributes: str | bytes, match: str) -> bool:
+    """SQL function: whether stored DICOM JSON (compressed if it is a blob) fulfils an encoded Match."""
+    text = zlib.decompress(attributes) if isinstance(attributes, bytes) else attributes
+    return matches(decode_match(match), orjson.loads(text))
+
+
+class _Connection(sqlite3.Connection):
+    """sqlite3.Connection that can be referenced weakly."""
+
+
+class Database(peewee.SqliteDatabase):
+    """SQLite: one open connection per thread, none shared with a forked process.
+
+    A commit is on the disk when it returns (WAL, synchronous=FULL). Several processes may use one file.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            path,
+            timeout=BUSY_TIMEOUT,
+            cached_statements=256,
+            factory=_Connection,
+            pragmas=(
+                ("journal_mode", "wal"),
+                ("synchronous", "full"),
+                ("foreign_keys", 1),
+                ("case_sensitive_like", 1),  # LIKE compares as binary: columns hold normalised text
+                ("cache_size", -16_000),
+                ("mmap_size", 1 << 28),
+                ("wal_autocheckpoint", 4000),
+                ("journal_size_limit", 1 << 26),
+                ("temp_store", "memory"),
+            ),
+        )
+        self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self.register_function(_dicom_matches, "dicom_matches", 2, deterministic=True)
+        if hasattr(os, "register_at_fork"):
+            _open_databases.add(self)
+
+    def _add_conn_hooks(self, conn: _Connection) -> None:
+        super()._add_conn_hooks(conn)  # type: ignore[misc]  # not in Peewee's stubs
+        self._connections.add(conn)
+
+    def run(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Execute one statement on this thread's connection; read the cursor to its end before the next one."""
+        return self._thread_connection().execute(sql, parameters)
+
+    def _thread_connection(self) -> sqlite3.Connection:
+        return cast("sqlite3.Connection", self.connection())  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that holds the write lock from its start, committed at the end of the block.
+
+        Raises Unavailable when the lock is not to be had in 30 s, or when the disk is full.
+        """
+        connection = self._thread_connection()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise Unavailable("The index is busy; try again later.") from error
+            if code == sqlite3.SQLITE_FULL:
+                raise Unavailable("There is no room left for the index.") from error
+            raise
+
+    def insert(self, sql: str, parameters: Sequence[Any]) -> int:
+        """Execute an INSERT of one row; the key the database has given it."""
+        return self.run(sql, parameters).lastrowid or 0
+
+    def page(self, limit: int, offset: int) -> tuple[str, list[Any]]:
+        """The end of a SELECT with ORDER BY that returns `limit` rows from `offset` on."""
+        return "LIMIT ? OFFSET ?", [limit, offset]
+
+    def like(self, column: str) -> str:
+        """A condition with one value, made by `like_pattern`."""
+        return f"{column} LIKE ? ESCAPE '\\'"
+
+    def like_pattern(self, pattern: str) -> str:
+        """A DICOM wildcard pattern (`*`, `?`) as a LIKE pattern."""
+        for special in "\\%_":
+            pattern = pattern.replace(special, "\\" + special)
+        return pattern.replace("*", "%").replace("?", "_")
+
+    def stored_matches(self, column: str, match: Match, *, compressed: bool = False) -> tuple[str, list[Any]]:
+        """A condition that the DICOM JSON in `column` fulfils `match`."""
+        condition, values = f"dicom_matches({column}, ?)", [match.encode()]
+        if compressed or match.kind is Kind.EMPTY:
+            return condition, values
+        return f"(instr({column}, ?) > 0 AND {condition})", [f'"{json_key(match.tag)}"', *values]
+
+
+def open_database(url: str) -> Database:
+    """The database of a URL: `sqlite:///relative/path`, `sqlite:////absolute/path` (`sqlite:///C:/path` on Windows).
+
+    Opens no connection. ValueError for any other URL.
+    """
+    scheme, separator, path = url.partition(":///")
+    if scheme != "sqlite" or not separator or not path or path.startswith(":"):
+        raise ValueError(f"{url!r} is not the URL of a database this version knows: sqlite:///path")
+    return Database(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Forked processes. A SQLite connection must be neither used nor closed in a child: closing it may write to or remove
+# the write-ahead log the parent is using. Connections of the parent's other threads, too, die with their threads in the
+# child, so all are held over the fork and then left alone for good.
+
+_open_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+_held: list[_Connection] = []
+
+
+def _before_fork() -> None:
+    _held.extend(connection for database in _open_databases for connection in database._connections)
+
+
+def _after_fork_in_parent() -> None:
+    _held.clear()
+
+
+def _after_fork_in_child() -> None:
+    for connection in _held:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+    _held.clear()
+    for database in _open_databases:
+        database._connections.clear()
+        database.dispose()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Migrations: numbered files with up(migrator, database) and down(migrator, database)
+
+
+def pending(database: Database, folder: Path) -> list[str]:
+    """The names of the migrations in `folder` that the database has not seen, in order. Raises NewerDatabase."""
+    return _pending(_runner(database, folder))
+
+
+def migrate(database: Database, folder: Path) -> list[str]:
+    """Apply the pending migrations, all or none; their names. Of several processes one does it, the others wait.
+
+    Raises NewerDatabase when the database knows a migration that `folder` has not.
+    """
+    runner = _runner(database, folder)
+    if not _pending(runner):
+        return []
+    with database.atomic("IMMEDIATE"):
+        names: list[str] = runner.up() if _pending(runner) else []
+    for name in names:
+        logger.info("applied migration %s", name)
+    return names
+
+
+def revert(database: Database, folder: Path, target: str | None = None) -> list[str]:
+    """Undo the last migration, or all back to and with `target`; their names. Data of dropped columns are lost."""
+    runner = _runner(database, folder)
+    with database.atomic("IMMEDIATE"):
+        names: list[str] = runner.down(target)
+    return names
+
+
+def _runner(database: Database, folder: Path) -> Any:
+    return migrations.Runner(database, str(folder))
+
+
+def _pending(runner: Any) -> list[str]:
+    status = runner.status()
+    unknown = [migration.name for migration in status if migration.path is None]
+    if unknown:
+        raise NewerDatabase(
+            f"The database has been migrated by a newer version of DICOMcloud ({', '.join(unknown)}). "
+            "Start that version, or restore a backup from before the upgrade."
+        )
+    return [migration.name for migration in status if not migration.applied]

@@ -1,0 +1,424 @@
+"""A QIDO-RS query as SQL, and its rows as DICOM JSON."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import orjson
+
+from dicomcloud.dicom.attributes import EVERY_LEVEL, INDEXED_ATTRIBUTES, Level, json_key, level_of, vr_of
+from dicomcloud.dicom.query import (
+    MODALITIES_IN_STUDY,
+    PATIENT_NAME,
+    REFERRING_PHYSICIAN,
+    Kind,
+    Match,
+    Query,
+    matching_items,
+    name_tokens,
+    phonetic_code,
+    shift,
+)
+from dicomcloud.index.database import Database
+from dicomcloud.index.models import NO_NUMBER
+
+_Condition = tuple[str, list[Any]]
+
+_DAY: Final = 26 * 60  # minutes: the widest difference of two offsets from UTC
+#: The attributes in the row of an instance; the others are in its document.
+INSTANCE_KEYS: Final = tuple(json_key(row.tag) for row in INDEXED_ATTRIBUTES if row.level is Level.INSTANCE)
+_WITH_METADATA: Final = " JOIN instance_metadata d ON d.instance_key = i.id"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """`rows`: DICOM JSON data sets, keys ascending, without RetrieveURL; `uids`: of each row its study, series and SOP
+    Instance UID, '' below the level of the search. `total`: matches in all, `remaining`: those after this page."""
+
+    rows: list[dict[str, Any]]
+    uids: list[tuple[str, str, str]]
+    total: int
+    remaining: int
+
+
+# Columns that hold the whole value, by level: tag → (column, its length).
+_TEXT_COLUMNS: Final[dict[Level, dict[int, tuple[str, int]]]] = {
+    Level.STUDY: {
+        0x0020000D: ("s.uid", 64),
+        0x00100020: ("s.patient_id", 200),
+        0x00100021: ("s.issuer_of_patient_id", 200),
+        0x00100040: ("s.patient_sex", 16),
+        0x00080050: ("s.accession_number", 200),
+        0x00200010: ("s.study_id", 200),
+        0x00081030: ("s.study_description", 200),
+    },
+    Level.SERIES: {0x0020000E: ("r.uid", 64), 0x00080060: ("r.modality", 64)},
+    Level.INSTANCE: {0x00080018: ("i.uid", 64), 0x00080016: ("i.sop_class_uid", 64)},
+}
+_NAME_COLUMNS: Final = {PATIENT_NAME: "s.patient_name", REFERRING_PHYSICIAN: "s.referring_physician_name"}
+_NUMBER_COLUMNS: Final = {0x00200011: "r.number", 0x00200013: "i.number"}
+# Exact keys of few studies: such a search is driven by them and not by its modality.
+_SELECTIVE: Final = frozenset((0x0020000D, 0x00100020, 0x00080050, 0x00200010))
+
+_ORDER: Final = {
+    Level.STUDY: "s.study_datetime DESC, s.id DESC",
+    Level.SERIES: "r.study_datetime DESC, r.study_key DESC, r.number, r.id",
+    Level.INSTANCE: "r.study_datetime DESC, r.study_key DESC, r.number, r.id, i.number, i.id",
+}
+_SEARCH_FROM: Final = {
+    Level.STUDY: "study s",
+    Level.SERIES: "series r JOIN study s ON s.id = r.study_key",
+    Level.INSTANCE: "series r JOIN instance i ON i.series_key = r.id JOIN study s ON s.id = r.study_key",
+}
+_ID: Final = {Level.STUDY: "s.id", Level.SERIES: "r.id", Level.INSTANCE: "i.id"}
+_STUDY_RESULT: Final = "s.uid, s.attributes, s.modalities, s.number_of_series, s.number_of_instances"
+_SERIES_RESULT: Final = "r.uid, r.attributes, r.number_of_instances"
+_TOTAL_COLUMN: Final = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
+
+_REQUIRED: Final = {
+    level: tuple(
+        (json_key(row.tag), {"vr": vr_of(row.tag)})
+        for row in INDEXED_ATTRIBUTES
+        if row.level is level and row.returned and not row.conditional
+    )
+    for level in Level
+}
+_CONDITIONAL: Final = {
+    level: tuple(
+        json_key(row.tag) for row in INDEXED_ATTRIBUTES if row.level is level and row.returned and row.conditional
+    )
+    for level in Level
+}
+_ONLINE: Final = {"vr": "CS", "Value": ["ONLINE"]}
+
+
+def _count_element(count: int) -> dict[str, Any]:
+    return {"vr": "IS", "Value": [count]}
+
+
+def _prefix(pattern: str) -> str:
+    """What every match of a wildcard pattern begins with."""
+    return pattern.replace("?", "*").partition("*")[0]
+
+
+def _after(prefix: str) -> str:
+    """The least text that sorts behind all that begins with `prefix`."""
+    last = ord(prefix[-1]) + 1
+    return prefix[:-1] + (chr(0xE000) if 0xD800 <= last < 0xE000 else chr(min(last, 0x10FFFF)))
+
+
+class Search:
+    """One query as SQL: a statement that finds the page by narrow indexes first and then reads its rows."""
+
+    def __init__(self, database: Database, query: Query) -> None:
+        self._database = database
+        self._query = query
+        self._level = query.level
+        self._conditions: list[_Condition] = []
+        self._stored: list[_Condition] = []  # dear ones, tried last
+        self._from = _SEARCH_FROM[self._level]
+        self._order = _ORDER[self._level]
+        self._datetime = "s.study_datetime" if self._level is Level.STUDY else "r.study_datetime"
+        if query.study_uid is not None:
+            self._conditions.append(("s.uid = ?", [query.study_uid]))
+        if query.series_uid is not None:
+            self._conditions.append(("r.uid = ?", [query.series_uid]))
+        self._choose_driver()
+        for match in query.matches:
+            self._add(match)
+
+    def _choose_driver(self) -> None:
+        """Studies of one modality, and nothing more selective: in the order of study_modality."""
+        if self._level is not Level.STUDY:
+            return
+        selective = any(
+            match.kind is Kind.EQUAL and match.tag in _SELECTIVE
+            or match.kind is Kind.NAME and match.tag == PATIENT_NAME and bool(_prefix(match.values[0]))
+            for match in self._query.matches
+        )  # fmt: skip
+        modality = next((m for m in self._query.matches if m.tag == MODALITIES_IN_STUDY), None)
+        if selective or modality is None or modality.kind is not Kind.EQUAL or len(modality.values) != 1:
+            return
+        self._from = "study_modality m JOIN study s ON s.id = m.study_key"
+        self._order = "m.study_datetime DESC, m.study_key DESC"
+        self._datetime = "m.study_datetime"
+        self._conditions.append(("m.modality = ?", list(modality.values)))
+
+    # Conditions: one method per kind of column
+
+    def _add(self, match: Match) -> None:
+        columns = _TEXT_COLUMNS[match.level]
+        if match.tag in columns:
+            condition = self._text_condition(match, *columns[match.tag])
+        elif match.tag in _NAME_COLUMNS:
+            condition = self._name_condition(match, _NAME_COLUMNS[match.tag])
+        elif match.tag == MODALITIES_IN_STUDY:
+            condition = self._modality_condition(match)
+        elif match.tag in _NUMBER_COLUMNS:
+            condition = self._number_condition(match, _NUMBER_COLUMNS[match.tag])
+        elif match.kind is Kind.RANGE:
+            condition = self._range_condition(match)
+        else:
+            condition = None
+        if condition is None:
+            self._stored.append(self._stored_condition(match))
+        elif condition[0]:
+            self._conditions.append(condition)
+
+    def _stored_condition(self, match: Match) -> _Condition:
+        if match.level is Level.INSTANCE and json_key(match.tag) not in INSTANCE_KEYS:
+            if _WITH_METADATA not in self._from:
+                self._from += _WITH_METADATA
+            return self._database.stored_matches("d.document", match, compressed=True)
+        alias = {Level.STUDY: "s", Level.SERIES: "r", Level.INSTANCE: "i"}[match.level]
+        return self._database.stored_matches(f"{alias}.attributes", match)
+
+    def _text_condition(self, match: Match, column: str, length: int) -> _Condition | None:
+        if any(len(value) >= length for value in match.values) and match.vr != "UI":
+            return None  # the column has only the beginning of so long a value
+        if match.kind is Kind.EQUAL:
+            return f"{column} IN ({', '.join('?' * len(match.values))})", list(match.values)
+        if match.kind is Kind.EMPTY:
+            return f"{column} = ''", []
+        if match.kind is Kind.WILDCARD:
+            return _any([self._like(column, pattern) for pattern in match.values])
+        return None
+
+    def _like(self, column: str, pattern: str) -> _Condition:
+        condition, values = self._database.like(column), [self._database.like_pattern(pattern)]
+        prefix = _prefix(pattern)
+        if prefix:
+            return f"{column} >= ? AND {column} < ? AND {condition}", [prefix, _after(prefix), *values]
+        return condition, values
+
+    def _modality_condition(self, match: Match) -> _Condition | None:
+        if self._datetime == "m.study_datetime" and match.kind is Kind.EQUAL:
+            return "", []  # the driver is it
+        exists = "EXISTS (SELECT 1 FROM study_modality x WHERE x.study_key = s.id AND {})"
+        if match.kind is Kind.EQUAL:
+            return exists.format(f"x.modality IN ({', '.join('?' * len(match.values))})"), list(match.values)
+        if match.kind is Kind.ALL:
+            each = [exists.format("x.modality = ?")] * len(match.values)
+            return " AND ".join(each), list(match.values)
+        if match.kind is Kind.WILDCARD:
+            condition, values = _any([self._like("x.modality", pattern) for pattern in match.values])
+            return exists.format(condition), values
+        return "s.modalities = ''", []
+
+    def _number_condition(self, match: Match, column: str) -> _Condition | None:
+        if match.kind is not Kind.NUMBER or not match.values[0].lstrip("+-").isdigit():
+            return None
+        number = int(match.values[0])
+        return (f"{column} = ?", [number]) if abs(number) < NO_NUMBER else None
+
+    def _range_condition(self, match: Match) -> _Condition | None:
+        column = {
+            0x00080020: self._datetime,
+            0x00100030: "s.patient_birth_date",
+            0x00080030: "s.study_time",
+            0x00400244: "r.performed_start",
+        }.get(match.tag)
+        if column is None:
+            return None
+        if match.tag == 0x00080030:
+            if match.offset is not None:
+                return None
+            return f"{column} >= ? AND {column} <= ?", [match.low or "0", match.high or "9"]
+        low, high = match.low, match.high
+        if match.tag == 0x00100030:
+            low, high = low[:8], high[:8]
+        elif match.offset is not None:
+            # The columns have the local time of each study: a wide range first, then the offsets exactly.
+            self._stored.append(self._stored_condition(match))
+            low, high = shift(low, -_DAY), shift(high, _DAY)
+        return f"{column} >= ? AND {column} <= ?", [low, high]
+
+    def _name_condition(self, match: Match, column: str) -> _Condition | None:
+        if match.kind is Kind.FUZZY:
+            return self._fuzzy_condition(match, column)
+        if match.kind is not Kind.NAME:
+            return None
+        stored, stored_values = self._stored_condition(match)
+        other = f"{column}_other > '' AND {stored}"
+        pattern = match.values[0]
+        if len(match.values) > 1 or len(pattern) >= 200:
+            if len(match.values) == 1 or not pattern.strip("*^"):
+                return None
+            coarse, values = self._alphabetic_condition(pattern, column)[:2]
+            self._stored.append((stored, stored_values))
+            return coarse, values
+        condition, values, exact = self._alphabetic_condition(pattern, column)
+        if not exact:
+            condition, values = f"({condition} AND {stored})", values + stored_values
+        return f"(({condition}) OR ({other}))", values + stored_values
+
+    def _alphabetic_condition(self, pattern: str, column: str) -> tuple[str, list[Any], bool]:
+        """A condition on the alphabetic group, and whether it is exact or only lets too many pass."""
+        trimmed = pattern.rstrip("^")
+        components = trimmed.split("^")
+        wild = "*" in trimmed or "?" in trimmed
+        if not wild and all(components):
+            values = [trimmed, trimmed + "_", trimmed, trimmed + "^"]  # "_" is the character after "^"
+            return f"{column} >= ? AND {column} < ? AND ({column} = ? OR {column} >= ?)", values, True
+        if "^" not in pattern:
+            condition, values = self._like(column, trimmed)
+            return condition, values, True
+        coarse = "^".join(component or "*" for component in components)
+        condition, values = self._like(column, coarse.rstrip("*") + "*")
+        last = components[-1]
+        only_last = all(components) and "*" not in trimmed[:-1] and "?" not in trimmed and last.endswith("*")
+        return condition, values, only_last and len(last) > 1 and not pattern.endswith("^")
+
+    def _fuzzy_condition(self, match: Match, column: str) -> _Condition:
+        """Every word of the query begins a word of the name, or sounds like one; or the name matches literally."""
+        words: list[_Condition] = []
+        for word in name_tokens(" ".join(match.values)):
+            if not word.strip("*"):
+                continue
+            code = phonetic_code(word)
+            if "*" in word or "?" in word:
+                condition, values = self._like("t.token", word)
+            else:
+                condition, values = "t.token >= ? AND t.token < ?", [word[:200], _after(word[:200])]
+            if code:
+                condition, values = f"(({condition}) OR t.code = ?)", [*values, code]
+            tokens = f"s.id IN (SELECT t.study_key FROM name_token t WHERE t.attribute = ? AND {condition})"
+            words.append((tokens, [match.tag, *values]))
+        together = _all(words)
+        if words and not any("*" in value or "?" in value for value in match.values):
+            return together
+        literal = self._name_condition(replace(match, kind=Kind.NAME), column)
+        literal = literal or self._stored_condition(replace(match, kind=Kind.NAME))
+        return _any([together, literal]) if words else literal
+
+    # Result
+
+    def result(self) -> SearchResult:
+        query = self._query
+        where, values = _all(self._conditions + self._stored)
+        where = f" WHERE {where}" if where else ""
+        found: list[Sequence[Any]] = []
+        if query.limit:
+            found = self._fetch(where, values)
+        page = found[: query.limit]
+        if page and len(found) <= query.limit or not page and not query.offset and query.limit:
+            total = query.offset + len(page)
+        else:
+            total = self._count(where, values)
+        build = self._row_builder()
+        rows, uids = [], []
+        for row in page:
+            attributes, key = build(row)
+            rows.append(attributes)
+            uids.append(key)
+        return SearchResult(rows, uids, total, max(0, total - query.offset - len(page)))
+
+    def _fetch(self, where: str, values: list[Any]) -> list[Sequence[Any]]:
+        page, page_values = self._database.page(self._query.limit + 1, self._query.offset)
+        inner = f"SELECT {_ID[self._level]} AS id FROM {self._from}{where} ORDER BY {self._order} {page}"
+        if self._level is Level.STUDY:
+            columns, joins = _STUDY_RESULT, "JOIN study s ON s.id = p.id"
+        elif self._level is Level.SERIES:
+            columns = f"{_STUDY_RESULT}, {_SERIES_RESULT}"
+            joins = "JOIN series r ON r.id = p.id JOIN study s ON s.id = r.study_key"
+        else:
+            columns = f"{_STUDY_RESULT}, {_SERIES_RESULT}, i.uid, i.attributes"
+            joins = (
+                "JOIN instance i ON i.id = p.id JOIN series r ON r.id = i.series_key JOIN study s ON s.id = r.study_key"
+            )
+            if self._needs_document():
+                columns += ", d.document"
+                joins += _WITH_METADATA
+        statement = f"SELECT {columns} FROM ({inner}) p {joins} ORDER BY {_ORDER[self._level]}"
+        return self._database.run(statement, values + page_values).fetchall()
+
+    def _count(self, where: str, values: list[Any]) -> int:
+        if where:
+            statement = f"SELECT count(*) FROM {self._from}{where}"
+        else:
+            statement = f"SELECT {_TOTAL_COLUMN[self._level]} FROM archive_state WHERE id = 1"
+        return int(self._database.run(statement, values).fetchone()[0])
+
+    def _needs_document(self) -> bool:
+        return self._query.include_all or any(
+            level_of(tag) is Level.INSTANCE and json_key(tag) not in INSTANCE_KEYS for tag in self._query.include
+        )
+
+    def _row_builder(self) -> Callable[[Sequence[Any]], tuple[dict[str, Any], tuple[str, str, str]]]:
+        """A function that makes the data set of one row: required attributes, then what has been asked for."""
+        query, level = self._query, self._level
+        asked: dict[Level, tuple[str, ...]] = dict.fromkeys(Level, ())
+        for tag in query.include:
+            own = level if tag in EVERY_LEVEL else level_of(tag)
+            if own is not None and own <= level:
+                asked[own] += (json_key(tag),)
+        full_study = level is Level.STUDY or query.study_uid is None
+        full_series = level is Level.SERIES or (level is Level.INSTANCE and query.series_uid is None)
+        sequences = [match for match in query.matches if match.kind is Kind.SEQUENCE]
+        needs_document = level is Level.INSTANCE and self._needs_document()
+        everything = query.include_all
+
+        def take(own: Level, attributes: Mapping[str, Any], out: dict[str, Any], full: bool) -> None:
+            if everything:
+                out.update(attributes)
+            else:
+                for key in asked[own]:
+                    if key in attributes:
+                        out[key] = attributes[key]
+            if full:
+                for key, empty in _REQUIRED[own]:
+                    out[key] = attributes.get(key) or empty
+                for key in _CONDITIONAL[own]:
+                    if key in attributes:
+                        out[key] = attributes[key]
+
+        def build(row: Sequence[Any]) -> tuple[dict[str, Any], tuple[str, str, str]]:
+            out: dict[str, Any] = {}
+            series_uid = sop_uid = ""
+            if full_study or everything or asked[Level.STUDY]:
+                take(Level.STUDY, orjson.loads(row[1]), out, full_study)
+            if full_study:
+                out["00080056"] = _ONLINE
+                out["00201206"] = _count_element(row[3])
+                out["00201208"] = _count_element(row[4])
+            if row[2] and (full_study or "00080061" in asked[Level.STUDY] or everything):
+                out["00080061"] = {"vr": "CS", "Value": row[2].split("\\")}
+            else:
+                out.pop("00080061", None)
+            out["0020000D"] = {"vr": "UI", "Value": [row[0]]}
+            if level is not Level.STUDY:
+                series_uid = row[5]
+                if full_series or everything or asked[Level.SERIES]:
+                    take(Level.SERIES, orjson.loads(row[6]), out, full_series)
+                if full_series:
+                    out["00201209"] = _count_element(row[7])
+                out["0020000E"] = {"vr": "UI", "Value": [series_uid]}
+            if level is Level.INSTANCE:
+                sop_uid = row[8]
+                attributes = orjson.loads(zlib.decompress(row[10]) if needs_document else row[9])
+                if everything:  # what the study and the series say of themselves stands
+                    attributes = {key: value for key, value in attributes.items() if key not in out}
+                    out.update(attributes)
+                take(Level.INSTANCE, attributes, out, True)
+                out["00080056"] = _ONLINE
+            for match in sequences:
+                key = json_key(match.tag)
+                if key in out:
+                    out[key] = matching_items(match, out[key])
+            return dict(sorted(out.items())), (row[0], series_uid, sop_uid)
+
+        return build
+
+
+def _all(conditions: Sequence[_Condition]) -> _Condition:
+    return " AND ".join(text for text, _ in conditions), [value for _, values in conditions for value in values]
+
+
+def _any(conditions: Sequence[_Condition]) -> _Condition:
+    if len(conditions) == 1:
+        return conditions[0]
+    text = " OR ".join(f"({text})" for text, _ in conditions)
+    return f"({text})", [value for _, values in conditions for value in values]
