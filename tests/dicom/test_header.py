@@ -767,6 +767,13 @@ def test_frames_that_cannot_be_told_apart_are_only_had_as_a_stream(syntax: str) 
     assert b"".join(data[offset : offset + length] for offset, length in frames.stream()) == b"aabbbbcc"
 
 
+def test_empty_fragments_are_no_frames() -> None:
+    data = encapsulated(item(b"") + item(b"aa") + item(b"") + item(b"bb"), 2, RLE)
+    frames = scan(data).frames
+    assert frames is not None
+    assert [frame_bytes(data, frames, number) for number in (1, 2)] == [b"aa", b"bb"]
+
+
 def test_fewer_fragments_than_frames_give_the_frames_that_are_there() -> None:
     frames = scan(encapsulated(item(b"") + item(b"aa") + item(b"bb"), 4_000_000_000)).frames
     assert frames is not None
