@@ -832,7 +832,6 @@ class _Codestream(NamedTuple):
     precision: int
     data: bytes  # the codestream proper, without a JP2 wrapper
     is_rgb: bool | None = None  # JPEG with three components: what its markers say; None if they say nothing
-    reversible: bool = False  # JPEG 2000: the 5-3 wavelet transform
 
 
 def _jpeg_header(data: bytes) -> _Codestream:
@@ -861,6 +860,8 @@ def _jpeg_header(data: bytes) -> _Codestream:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
             break
         position += 2 + length
+    if data.rfind(b"\xff\xd9", position) < 0:
+        raise ValueError("it ends early")  # libjpeg would fill the rest with grey and say nothing
     precision, rows, columns, samples = struct.unpack_from(">BHHB", segment)
     ids = bytes(segment[6 + 3 * index] for index in range(samples))
     subsampled = len({segment[7 + 3 * index] for index in range(samples)}) > 1
@@ -877,7 +878,7 @@ def _jpeg_header(data: bytes) -> _Codestream:
 
 
 def _jpeg_2000_header(data: bytes) -> _Codestream:
-    """SIZ and COD of a JPEG 2000 codestream (ISO/IEC 15444-1 A.5.1, A.6.1), taken out of a JP2 file if it is in one.
+    """SIZ of a JPEG 2000 codestream (ISO/IEC 15444-1 A.5.1), taken out of a JP2 file if it is in one.
 
     DICOM wants the bare codestream (PS3.5 A.4.4); a JP2 file's palette could multiply its size.
     """
@@ -904,11 +905,7 @@ def _jpeg_2000_header(data: bytes) -> _Codestream:
     rows, columns = max(sizes)
     if (y1 - y0, x1 - x0) != (rows, columns) or -(-x1 // tile_x) * -(-y1 // tile_y) > 65535:
         raise ValueError("an image or tile size that makes no sense")
-    position = 4 + int.from_bytes(data[4:6], "big")
-    while data[position : position + 2] not in (b"\xff\x52", b"\xff\x90", b""):
-        position += 2 + max(int.from_bytes(data[position + 2 : position + 4], "big"), 2)
-    reversible = data[position : position + 2] == b"\xff\x52" and data[position + 13] == 1
-    return _Codestream(rows, columns, samples, (data[42] & 0x7F) + 1, data, None, reversible)
+    return _Codestream(rows, columns, samples, (data[42] & 0x7F) + 1, data)
 
 
 def _jpeg_xl_size(data: bytes) -> tuple[int, int]:
@@ -961,6 +958,7 @@ DECODER_DEPENDENCIES: Final[Mapping[str, tuple[str, ...]]] = {  # by this name p
     for uid, syntax in TRANSFER_SYNTAXES.items()
     if "imagecodecs" in _PLUGINS.get(syntax.codec, ())
 }
+_INTERRUPTS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 _registration = threading.Lock()
 
 
@@ -1033,22 +1031,20 @@ def _imagecodecs(syntax: TransferSyntax, data: bytes, photometric: str) -> tuple
         pixels = imagecodecs.jpegxl_decode(data, index=0, keeporientation=True)
         is_kept = pixels.ndim == 2 or (syntax.lossless and photometric != "XYB")
         return pixels, photometric if is_kept else "RGB"
-    header = _jpeg_2000_header(data)
     if photometric in ("YBR_ICT", "YBR_RCT"):
         photometric = "RGB"
-    # OpenJPH is faster, but lets values wrap round that an irreversible transform puts out of range.
-    if header.reversible and syntax.media_type == "image/jphc":
-        return imagecodecs.htj2k_decode(header.data), photometric
-    return imagecodecs.jpeg2k_decode(header.data), photometric
+    # Not htj2k_decode, though it is twice as fast: its OpenJPH lets values out of range wrap round, and an error in
+    # the codestream is lost on the way (imagecodecs 2026.3.6): what comes back then is memory that nobody filled.
+    return imagecodecs.jpeg2k_decode(data), photometric
 
 
 def _decode(syntax: TransferSyntax, data: bytes, image: ImagePixel) -> tuple[bytes, ImagePixel]:
     """One frame decoded: native little endian bytes, and the image as it then is. Raises CannotDecode only."""
     try:
         return _decode_unguarded(syntax, data, image)
-    except CannotDecode:
+    except (CannotDecode, *_INTERRUPTS):
         raise
-    except Exception as error:  # a codec may raise anything
+    except BaseException as error:  # a codec may raise anything; the panics of those in Rust are no Exception
         reason = " ".join(str(error).split())[:200]
         raise CannotDecode(f"The {syntax.name} frame cannot be decoded: {reason or type(error).__name__}.") from error
 
@@ -1129,7 +1125,7 @@ def _samples(syntax: TransferSyntax, data: bytes, image: ImagePixel) -> tuple[nu
     item = b"\xfe\xff\x00\xe0"
     pad = b"\0" * (len(data) % 2)
     buffer = b"".join((item, bytes(4), item, struct.pack("<I", len(data) + len(pad)), data, pad))
-    failure: Exception = ValueError("no codec for it is installed")
+    failure: BaseException = ValueError("no codec for it is installed")
     for plugin in _PLUGINS[syntax.codec]:
         if plugin not in decoder.available_plugins:
             continue
@@ -1155,7 +1151,9 @@ def _samples(syntax: TransferSyntax, data: bytes, image: ImagePixel) -> tuple[nu
                 planar_configuration=image.planar,
                 pixel_keyword="PixelData",
             )
-        except Exception as error:  # the next plug-in may do better
+        except _INTERRUPTS:
+            raise
+        except BaseException as error:  # see `_decode`; the next plug-in may do better
             failure = error
             continue
         return pixels, str(properties["photometric_interpretation"])
