@@ -252,8 +252,18 @@ def machine(folder: Path) -> dict[str, str]:
         "processor": f"{os.cpu_count()} × {model or platform.processor()}",
         "memory": memory,
         "system": f"{platform.system()} {platform.release()}, data on {_file_system(folder)}",
+        "load before": _load(),
         "Python": f"{platform.python_version()}, {', '.join(packages)}",
     }
+
+
+def _load() -> str:
+    if not hasattr(os, "getloadavg"):
+        return "unknown"
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        say(f"the load of this machine is {load:.1f} already: figures will be off, wall times most")
+    return f"{load:.1f} (average of the last minute; the benchmark wants a machine of its own)"
 
 
 def _file_system(folder: Path) -> str:

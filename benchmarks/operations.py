@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from calendar import monthrange
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -253,7 +254,8 @@ def operations(data: Data) -> list[Operation]:
 
     def search_dates(number: int) -> tuple[Request, Check]:
         month = months[number * 5 % len(months)]
-        return _search(data, {"StudyDate": f"{month}01-{month}31"}, lambda study: study.date.startswith(month))
+        last = monthrange(int(month[:4]), int(month[4:]))[1]
+        return _search(data, {"StudyDate": f"{month}01-{month}{last}"}, lambda study: study.date.startswith(month))
 
     def search_modality(number: int) -> tuple[Request, Check]:
         wanted = modalities[number % len(modalities)]
@@ -303,14 +305,15 @@ def operations(data: Data) -> list[Operation]:
     def storing(count: int) -> Callable[[int], tuple[Request, Check]]:
         def make(number: int) -> tuple[Request, Check]:
             new = data.new_instances(count, same_series=count == 1)
-            sent[:] = [*sent[-7:], new[0], new[-1]]
+            if number < 3:  # sent to all servers, not to one of them as those of the several connections
+                sent.extend((new[0], new[-1]))
             uids = {one.sop_uid for one in new}
             return store_request(new), lambda answer: check_stored(answer, uids)
 
         return make
 
     def retrieve_sent(connection: Connection) -> None:
-        for one in sent:
+        for one in sent[-6:]:
             retrieve(connection, one)
 
     return [
