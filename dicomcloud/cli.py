@@ -59,11 +59,15 @@ class Program:
             archive.close()
 
 
-def main(open_archive: Callable[[Settings], Archive], create_app: Callable[[Settings], server.WsgiApp]) -> None:
-    """Run the command that the process's arguments name, and exit."""
+def main(
+    open_archive: Callable[[Settings], Archive],
+    create_app: Callable[[Settings], server.WsgiApp],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Run the command that `arguments` name (default: the process's own), and exit."""
     program = Program(open_archive, create_app)
     try:
-        commands.main(prog_name=_PROGRAM, obj=program)
+        commands.main(arguments, prog_name=_PROGRAM, obj=program)
     except SettingsError as error:
         _fail(str(error), 2)
     except (server.CannotListen, DicomWebError) as error:

@@ -1,0 +1,83 @@
+"""The documentation against the code: options, commands, targets and routes are named, and no others are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from flask import Flask
+
+from dicomcloud.cli import commands
+from dicomcloud.settings import CONFIG_VARIABLE, OPTIONS, load, markdown_table
+
+PROJECT = Path(__file__).resolve().parent.parent
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"))}
+README, SETTINGS, CHANGELOG = PAGES["README.md"], PAGES["settings.md"], PAGES["CHANGELOG.md"]
+TARGETS = set(re.findall(r"^([a-z]+):.*## ", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def test_the_table_of_settings_is_the_one_that_the_program_prints() -> None:
+    assert markdown_table() in SETTINGS, "run `python -m dicomcloud settings --markdown`"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_variable_that_is_named_exists(page: str) -> None:
+    known = {option.variable for option in OPTIONS} | {CONFIG_VARIABLE}
+    assert set(re.findall(r"DICOMCLOUD_[A-Z_]*[A-Z]", PAGES[page])) <= known
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_command_that_is_shown_exists_with_its_options(page: str) -> None:
+    for line in re.findall(r"-m dicomcloud ([^`\n]+)", PAGES[page]):
+        words = line.replace("--config config/development.toml ", "").split()
+        if re.fullmatch(r"[a-z]+", words[0]):
+            command = commands.commands[words[0]]
+            known = {option for parameter in command.params for option in parameter.opts}
+            assert {word for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_make_target_that_is_shown_exists(page: str) -> None:
+    assert set(re.findall(r"(?:`|^|[A-Z0-9] )make ([a-z]+)", PAGES[page], re.MULTILINE)) <= TARGETS
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_file_that_is_linked_exists(page: str) -> None:
+    folder = PROJECT if (PROJECT / page).exists() else PROJECT / "docs"
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", PAGES[page])
+    assert [link for link in links if not (folder / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", sorted(commands.commands))
+def test_every_command_and_each_of_its_options_is_in_the_readme(name: str) -> None:
+    row = re.search(rf"^\| `{name}[ `].*$", README, re.MULTILINE)
+    assert row, f"`{name}` has no row in README's table of commands"
+    assert f"`{name}`" in CHANGELOG
+    for parameter in commands.commands[name].params:
+        assert parameter.param_type_name == "argument" or parameter.opts[0] in row[0]
+    assert commands.commands[name].help
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS - {"help"}))
+def test_every_make_target_is_in_the_readme(target: str) -> None:
+    assert f"make {target}" in README
+
+
+def test_every_route_is_in_the_readme(app: Flask) -> None:
+    root = load(None, {}).root
+    paths = {re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()}
+    own = {path.removeprefix(root) for path in paths if path.startswith(root)}
+    others = {path for path in paths if not path.startswith(root)}
+    roots = {"/" + path.split("/")[1] for path in others}
+    outside = {path for path in others if path.startswith("/ohif") or path.count("/") == 1} | roots
+    assert own, "no route under the canonical root"
+    known = re.sub(r"…(/metadata)", r"\1", README)
+    for path in own | outside:
+        assert f"{path.removesuffix('/metadata')}" in known or path == "/", path
+    assert "/metadata`" in known
+
+
+def test_an_example_of_a_settings_file_is_valid() -> None:
+    for path in PROJECT.glob("config/*.toml"):
+        assert load(path, {}).sources, path
