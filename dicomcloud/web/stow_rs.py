@@ -96,7 +96,6 @@ def _store(study: str | None) -> Response:
         stream = _inflated(body, service.max_request_bytes)
         with service.archive.begin_store(study) as batch:
             received = _receive(batch, stream, content_type, service.max_parts)
-            body.finish()
             items = (*batch.commit().items, *received)
     except DicomWebError:
         body.drain()
@@ -137,7 +136,7 @@ class _RequestBody:
             return b""
         try:
             data = self._stream.read(left)
-        except OSError as error:  # also what servers raise for a chunk that is malformed
+        except Exception as error:  # every server has its own for a lost connection or a malformed chunk
             raise BadRequest("The body broke off.") from error
         self._read += len(data)
         if not data and self._length is not None:
@@ -146,16 +145,12 @@ class _RequestBody:
             raise self._too_large()
         return data
 
-    def finish(self) -> None:
-        """Read what is left. Raises BadRequest when that is less than announced."""
-        while self.read(PIECE):
-            pass
-
     def drain(self) -> None:
         """Read and drop what still comes, up to a bound: most clients read an answer only after they have sent all."""
         self._limit = self._read + _DRAINED
         with suppress(DicomWebError):
-            self.finish()
+            while self.read():
+                pass
 
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(f"The body is larger than the {self._limit} bytes that this server accepts.")

@@ -194,6 +194,22 @@ def test_a_body_shorter_than_its_content_length_is_a_bad_request_and_nothing_is_
     assert f"after {len(body)} of {len(body) + 1} bytes" in answer.json["message"]
 
 
+class _Broken(io.BytesIO):
+    """A connection that is lost after the first piece, in the manner of some server."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if not data:
+            raise EOFError("lost")
+        return data
+
+
+def test_a_connection_that_is_lost_is_a_bad_request_and_nothing_is_stored(client, archive):
+    environ = {"wsgi.input": _Broken(GOOD), "wsgi.input_terminated": True}
+    answer = client.post(STUDIES, content_type=RELATED, environ_overrides=environ)
+    assert (answer.status_code, answer.json["message"], stored_count(archive)) == (400, "The body broke off.", 0)
+
+
 def test_a_content_length_that_is_no_number_is_a_bad_request(client):
     answer = client.post(STUDIES, data=GOOD, content_type=RELATED, environ_overrides={"CONTENT_LENGTH": "-5"})
     assert answer.status_code == 400
@@ -413,7 +429,7 @@ def test_a_client_that_goes_away_in_the_middle_leaves_nothing_behind(address, ar
     assert connection.getresponse().status == 400
     connection.close()
     assert stored_count(archive) == 0
-    assert not [path for path in tmp_path.rglob("*.dcm*") if path.is_file()]
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".part", ".note", ".dcm")]
 
 
 # ------------------------------------------------------------------------------------------------ real files
