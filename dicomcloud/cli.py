@@ -389,7 +389,7 @@ def show_settings(program: Program, markdown: bool) -> None:
 
 def _make_folder(path: Path) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)  # patient data: for its owner only
     except OSError as error:
         raise SettingsError(f"Setting data_dir: {path} cannot be made: {error.strerror}") from None
 

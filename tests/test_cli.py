@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -246,6 +247,12 @@ def test_a_data_directory_that_cannot_be_made_is_named(run: Run, tmp_path: Path)
     finished = run("migrate", data_dir=tmp_path / "file" / "data")
     assert finished.returncode == 2
     assert finished.stderr.startswith("Setting data_dir: ")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such permissions")
+def test_the_data_directory_is_for_its_owner_only(run: Run, tmp_path: Path) -> None:
+    run("migrate")
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
 
 
 # serve

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import pydicom
 import pytest
 from flask import Flask
 
 from dicomcloud.cli import commands
 from dicomcloud.settings import CONFIG_VARIABLE, OPTIONS, load, markdown_table
+from tests.test_cli import serving
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"))}
@@ -81,3 +87,29 @@ def test_every_route_is_in_the_readme(app: Flask) -> None:
 def test_an_example_of_a_settings_file_is_valid() -> None:
     for path in PROJECT.glob("config/*.toml"):
         assert load(path, {}).sources, path
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("bash")), reason="needs curl and bash")
+def test_every_command_of_the_readme_works_as_written_and_in_its_order(tmp_path: Path) -> None:
+    (tmp_path / "site-packages").symlink_to(Path(pydicom.__file__).parent.parent)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DICOMCLOUD_")}
+    environment |= {"DICOMCLOUD_BIND": "127.0.0.1:0", "PYTHONPATH": str(PROJECT)}
+    with serving(tmp_path, environment) as (url, _):
+        here = {
+            "http://127.0.0.1:8000": url,
+            ".venv/bin/python": sys.executable,
+            ".venv/lib/python*/": "",
+            "curl ": "curl -sSf ",
+        }
+        ran = 0
+        for language, block in re.findall(r"^```(sh|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+            if "make " in block:
+                continue
+            for written, meant in here.items():
+                block = block.replace(written, meant)
+            command = ["bash", "-euc", block] if language == "sh" else [sys.executable, "-c", block]
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+            ran += 1
+    assert ran >= 8
+    assert (tmp_path / "image.dcm").read_bytes()[128:132] == b"DICM"
