@@ -337,6 +337,14 @@ def test_a_private_sequence_of_undefined_length_stays_a_sequence():
     assert result[0x00091010].value[0].get_item(0x00091011).value == b"abcd"
 
 
+def test_un_of_undefined_length_in_big_endian_is_an_implicit_little_endian_sequence():
+    inside = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF) + struct.pack("<HHIH", 0x28, 0x10, 2, 258)
+    ending = struct.pack("<HHIHHI", 0xFFFE, 0xE00D, 0, 0xFFFE, 0xE0DD, 0)
+    unknown = struct.pack(">HH2sHI", 9, 0x1010, b"UN", 0, 0xFFFFFFFF) + inside + ending
+    result = pydicom.dcmread(io.BytesIO(converted(written(Dataset(), BIG_ENDIAN) + unknown)))
+    assert result[0x00091010].value[0].Rows == 258
+
+
 def test_a_value_too_long_for_a_16_bit_length_becomes_un():
     ds = Dataset()
     ds.add_new(0x00080068, "LO", "FOR PRESENTATION")
@@ -515,6 +523,25 @@ def test_a_colour_jpeg_is_rgb_and_says_so(photometric):
     assert np.abs(np.frombuffer(result.PixelData, "u1").astype(int).reshape(colours.shape) - colours).max() <= 3
 
 
+def test_a_subsampled_jpeg_is_ybr_whatever_its_adobe_marker_says():
+    colours = np.full((16, 16, 3), (200, 40, 90), "u1")
+    stream = io.BytesIO()
+    Image.fromarray(colours).save(stream, "JPEG", quality=95, subsampling=1)
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\0\0\0\0\0"
+    frame = b"\xff\xd8" + adobe + stream.getvalue()[2:]
+    image = {"Rows": 16, "SamplesPerPixel": 3, "BitsAllocated": 8, "BitsStored": 8, "PlanarConfiguration": 0}
+    data = image_file(ROOT + ".4.50", [frame], PhotometricInterpretation="YBR_FULL_422", **image)
+    decoded = np.frombuffer(decode_frame(io.BytesIO(data), 1), "u1").reshape(colours.shape)
+    assert np.abs(decoded.astype(int) - colours).max() <= 3
+
+
+def test_bits_above_bits_stored_survive_rle():
+    # retired overlays live there
+    pixels = picture(top=65536)
+    data = image_file(ROOT + ".5", [rle(pixels)], BitsStored=12, PixelRepresentation=1)
+    assert decode_frame(io.BytesIO(data), 1) == pixels.tobytes()
+
+
 def test_a_jpeg_without_colour_markers_is_what_the_data_set_says():
     colours = np.full((8, 16, 3), (200, 40, 90), "u1")
     stream = imagecodecs.jpeg8_encode(colours, 95, colorspace="RGB", outcolorspace="RGB", subsampling="444")
@@ -671,7 +698,7 @@ def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(tail):
 
 @pytest.mark.parametrize(("tail", "frame"), [(".5", rle(picture())), (".8.1", deflate(b"ab"))])
 def test_a_frame_far_too_short_for_its_image_is_refused(tail, frame):
-    with pytest.raises(CannotDecode):
+    with pytest.raises(CannotDecode, match="too short"):
         decode_frame(io.BytesIO(image_file(ROOT + tail, [frame], Rows=16384, Columns=16383)), 1)
     with pytest.raises(CannotDecode, match="larger than"):
         decode_frame(io.BytesIO(image_file(ROOT + tail, [frame], Rows=65535, Columns=65535)), 1)
