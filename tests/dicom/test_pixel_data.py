@@ -523,14 +523,15 @@ def test_a_colour_jpeg_is_rgb_and_says_so(photometric):
     assert np.abs(np.frombuffer(result.PixelData, "u1").astype(int).reshape(colours.shape) - colours).max() <= 3
 
 
-def test_a_subsampled_jpeg_is_ybr_whatever_its_adobe_marker_says():
+@pytest.mark.parametrize("photometric", ["YBR_FULL_422", "RGB"])
+def test_a_subsampled_jpeg_is_ybr_whatever_else_is_said(photometric):
     colours = np.full((16, 16, 3), (200, 40, 90), "u1")
     stream = io.BytesIO()
     Image.fromarray(colours).save(stream, "JPEG", quality=95, subsampling=1)
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\0\0\0\0\0"
     frame = b"\xff\xd8" + adobe + stream.getvalue()[2:]
     image = {"Rows": 16, "SamplesPerPixel": 3, "BitsAllocated": 8, "BitsStored": 8, "PlanarConfiguration": 0}
-    data = image_file(ROOT + ".4.50", [frame], PhotometricInterpretation="YBR_FULL_422", **image)
+    data = image_file(ROOT + ".4.50", [frame], PhotometricInterpretation=photometric, **image)
     decoded = np.frombuffer(decode_frame(io.BytesIO(data), 1), "u1").reshape(colours.shape)
     assert np.abs(decoded.astype(int) - colours).max() <= 3
 
