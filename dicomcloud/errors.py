@@ -1,12 +1,12 @@
 """What can go wrong, each with its HTTP status; failure and warning reasons with their clause.
 
-    DicomWebError
-    ├── BadRequest 400            ├── PayloadTooLarge 413
-    ├── NotFound 404              ├── UnsupportedMediaType 415
-    ├── NotAcceptable 406         ├── RangeNotSatisfiable 416
-    ├── Conflict 409              ├── Unavailable 503
-    └── Gone 410
-    InvalidInstance               one instance that cannot be stored, with its failure reason
+DicomWebError
+├── BadRequest 400            ├── PayloadTooLarge 413
+├── NotFound 404              ├── UnsupportedMediaType 415
+├── NotAcceptable 406         ├── RangeNotSatisfiable 416
+├── Conflict 409              ├── Unavailable 503
+└── Gone 410
+InvalidInstance               one instance that cannot be stored, with its failure reason
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ Study.add_index(
     Study.index(
         Study.study_datetime.desc(),
         Study.id.desc(),
+        Study.patient_id,
         Study.patient_name,
+        Study.accession_number,
         Study.referring_physician_name,
         Study.study_description,
         name="study_newest",
@@ -70,6 +72,13 @@ Study.add_index(
 Study.add_index(Study.index(Study.patient_name, name="study_patient_name"))
 Study.add_index(
     Study.index(Study.patient_name_other, where=Study.patient_name_other > "", name="study_patient_name_other")
+)
+Study.add_index(
+    Study.index(
+        Study.referring_physician_name_other,
+        where=Study.referring_physician_name_other > "",
+        name="study_referring_physician_name_other",
+    )
 )
 Study.add_index(Study.index(Study.patient_id, name="study_patient_id"))
 Study.add_index(Study.index(Study.accession_number, name="study_accession_number"))

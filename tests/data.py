@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydicom.data import get_testdata_files
+import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -19,16 +19,15 @@ SAMPLES = Path(__file__).resolve().parent.parent.parent / "shared" / "samples"
 @cache
 def sample_files() -> list[Path]:
     """Every file of ../shared/samples; none where that folder is missing."""
-    return sorted(path for path in SAMPLES.rglob("*") if path.is_file() and path.name not in ("README.md", "inventory.csv"))
+    return sorted(
+        path for path in SAMPLES.rglob("*") if path.is_file() and path.name not in ("README.md", "inventory.csv")
+    )
 
 
 @cache
 def pydicom_files() -> list[Path]:
     """The DICOM files that come with pydicom itself (its other test data would have to be fetched)."""
-    import pydicom
-
-    inside = Path(pydicom.__file__).parent
-    return sorted(path for path in map(Path, get_testdata_files("*.dcm")) if inside in path.parents)
+    return sorted((Path(pydicom.__file__).parent / "data" / "test_files").glob("*.dcm"))
 
 
 def make_dataset(**attributes: Any) -> Dataset:

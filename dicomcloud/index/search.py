@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
 
-from dicomcloud.dicom.attributes import EVERY_LEVEL, INDEXED_ATTRIBUTES, Level, json_key, level_of, vr_of
+from dicomcloud.dicom.attributes import EVERY_LEVEL, INDEXED_ATTRIBUTES, Level, json_key, level_of
 from dicomcloud.dicom.query import (
     MODALITIES_IN_STUDY,
     PATIENT_NAME,
@@ -70,33 +71,29 @@ _ORDER: Final = {
 }
 _SEARCH_FROM: Final = {
     Level.STUDY: "study s",
-    Level.SERIES: "series r JOIN study s ON s.id = r.study_key",
-    Level.INSTANCE: "series r JOIN instance i ON i.series_key = r.id JOIN study s ON s.id = r.study_key",
+    Level.SERIES: "series r",
+    Level.INSTANCE: "series r JOIN instance i ON i.series_key = r.id",
 }
+_JOIN_STUDY: Final = {
+    Level.STUDY: "",
+    Level.SERIES: " JOIN study s ON s.id = r.study_key",
+    Level.INSTANCE: " JOIN study s ON s.id = r.study_key",
+}
+_USES_STUDY: Final = re.compile(r"\bs\.")
 _ID: Final = {Level.STUDY: "s.id", Level.SERIES: "r.id", Level.INSTANCE: "i.id"}
 _STUDY_RESULT: Final = "s.uid, s.attributes, s.modalities, s.number_of_series, s.number_of_instances"
 _SERIES_RESULT: Final = "r.uid, r.attributes, r.number_of_instances"
 _TOTAL_COLUMN: Final = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
 
-_REQUIRED: Final = {
-    level: tuple(
-        (json_key(row.tag), {"vr": vr_of(row.tag)})
-        for row in INDEXED_ATTRIBUTES
-        if row.level is level and row.returned and not row.conditional
-    )
-    for level in Level
-}
-_CONDITIONAL: Final = {
-    level: tuple(
-        json_key(row.tag) for row in INDEXED_ATTRIBUTES if row.level is level and row.returned and row.conditional
-    )
-    for level in Level
-}
 _ONLINE: Final = {"vr": "CS", "Value": ["ONLINE"]}
 
 
 def _count_element(count: int) -> dict[str, Any]:
     return {"vr": "IS", "Value": [count]}
+
+
+def _uid_element(uid: str) -> dict[str, Any]:
+    return {"vr": "UI", "Value": [uid]}
 
 
 def _prefix(pattern: str) -> str:
@@ -120,6 +117,8 @@ class Search:
         self._conditions: list[_Condition] = []
         self._stored: list[_Condition] = []  # dear ones, tried last
         self._from = _SEARCH_FROM[self._level]
+        self._join_study = _JOIN_STUDY[self._level]
+        self._id = _ID[self._level]
         self._order = _ORDER[self._level]
         self._datetime = "s.study_datetime" if self._level is Level.STUDY else "r.study_datetime"
         if query.study_uid is not None:
@@ -142,7 +141,8 @@ class Search:
         modality = next((m for m in self._query.matches if m.tag == MODALITIES_IN_STUDY), None)
         if selective or modality is None or modality.kind is not Kind.EQUAL or len(modality.values) != 1:
             return
-        self._from = "study_modality m JOIN study s ON s.id = m.study_key"
+        self._from, self._join_study = "study_modality m", " JOIN study s ON s.id = m.study_key"
+        self._id = "m.study_key"
         self._order = "m.study_datetime DESC, m.study_key DESC"
         self._datetime = "m.study_datetime"
         self._conditions.append(("m.modality = ?", list(modality.values)))
@@ -242,7 +242,6 @@ class Search:
         if match.kind is not Kind.NAME:
             return None
         stored, stored_values = self._stored_condition(match)
-        other = f"{column}_other > '' AND {stored}"
         pattern = match.values[0]
         if len(match.values) > 1 or len(pattern) >= 200:
             if len(match.values) == 1 or not pattern.strip("*^"):
@@ -253,7 +252,10 @@ class Search:
         condition, values, exact = self._alphabetic_condition(pattern, column)
         if not exact:
             condition, values = f"({condition} AND {stored})", values + stored_values
-        return f"(({condition}) OR ({other}))", values + stored_values
+        # Few names have other groups, and a partial index knows them: apart, they do not slow down the rest.
+        other, other_values = self._like(f"{column}_other", "*" + pattern.replace("^", "*") + "*")
+        others = f"SELECT s.id FROM study s WHERE {column}_other > '' AND {other} AND {stored}"
+        return f"(({condition}) OR s.id IN ({others}))", [*values, *other_values, *stored_values]
 
     def _alphabetic_condition(self, pattern: str, column: str) -> tuple[str, list[Any], bool]:
         """A condition on the alphabetic group, and whether it is exact or only lets too many pass."""
@@ -278,15 +280,15 @@ class Search:
         for word in name_tokens(" ".join(match.values)):
             if not word.strip("*"):
                 continue
-            code = phonetic_code(word)
+            tokens = "SELECT t.study_key FROM name_token t WHERE t.attribute = ? AND "
             if "*" in word or "?" in word:
                 condition, values = self._like("t.token", word)
             else:
                 condition, values = "t.token >= ? AND t.token < ?", [word[:200], _after(word[:200])]
-            if code:
-                condition, values = f"(({condition}) OR t.code = ?)", [*values, code]
-            tokens = f"s.id IN (SELECT t.study_key FROM name_token t WHERE t.attribute = ? AND {condition})"
-            words.append((tokens, [match.tag, *values]))
+            found, values = tokens + condition, [match.tag, *values]
+            if code := phonetic_code(word):  # a UNION: each half has an index of its own
+                found, values = f"{found} UNION ALL {tokens}t.code = ?", [*values, match.tag, code]
+            words.append((f"s.id IN ({found})", values))
         together = _all(words)
         if words and not any("*" in value or "?" in value for value in match.values):
             return together
@@ -299,6 +301,8 @@ class Search:
     def result(self) -> SearchResult:
         query = self._query
         where, values = _all(self._conditions + self._stored)
+        if self._join_study and _USES_STUDY.search(where):
+            self._from += self._join_study
         where = f" WHERE {where}" if where else ""
         found: list[Sequence[Any]] = []
         if query.limit:
@@ -318,7 +322,7 @@ class Search:
 
     def _fetch(self, where: str, values: list[Any]) -> list[Sequence[Any]]:
         page, page_values = self._database.page(self._query.limit + 1, self._query.offset)
-        inner = f"SELECT {_ID[self._level]} AS id FROM {self._from}{where} ORDER BY {self._order} {page}"
+        inner = f"SELECT {self._id} AS id FROM {self._from}{where} ORDER BY {self._order} {page}"
         if self._level is Level.STUDY:
             columns, joins = _STUDY_RESULT, "JOIN study s ON s.id = p.id"
         elif self._level is Level.SERIES:
@@ -347,68 +351,65 @@ class Search:
             level_of(tag) is Level.INSTANCE and json_key(tag) not in INSTANCE_KEYS for tag in self._query.include
         )
 
-    def _row_builder(self) -> Callable[[Sequence[Any]], tuple[dict[str, Any], tuple[str, str, str]]]:
-        """A function that makes the data set of one row: required attributes, then what has been asked for."""
+    def _plan(self) -> list[tuple[str, Level, dict[str, Any] | None]]:
+        """The attributes of a result, keys ascending: key, level it is taken from, what stands for it if not stored."""
         query, level = self._query, self._level
-        asked: dict[Level, tuple[str, ...]] = dict.fromkeys(Level, ())
+        full = {
+            Level.STUDY: level is Level.STUDY or query.study_uid is None,
+            Level.SERIES: level is Level.SERIES or (level is Level.INSTANCE and query.series_uid is None),
+            Level.INSTANCE: level is Level.INSTANCE,
+        }
+        plan: dict[str, tuple[Level, dict[str, Any] | None]] = {}
         for tag in query.include:
-            own = level if tag in EVERY_LEVEL else level_of(tag)
-            if own is not None and own <= level:
-                asked[own] += (json_key(tag),)
-        full_study = level is Level.STUDY or query.study_uid is None
-        full_series = level is Level.SERIES or (level is Level.INSTANCE and query.series_uid is None)
-        sequences = [match for match in query.matches if match.kind is Kind.SEQUENCE]
-        needs_document = level is Level.INSTANCE and self._needs_document()
-        everything = query.include_all
+            plan[json_key(tag)] = (level if tag in EVERY_LEVEL else level_of(tag) or level, None)
+        for row in INDEXED_ATTRIBUTES:
+            if row.level <= level and row.returned and full[row.level]:  # of an attribute of every level the lowest
+                plan[json_key(row.tag)] = (row.level, None if row.conditional else {"vr": row.vr})
+        plan["0020000D"] = (Level.STUDY, None)
+        if level is not Level.STUDY:
+            plan["0020000E"] = (Level.SERIES, None)
+        return [(key, own, empty) for key, (own, empty) in sorted(plan.items())]
 
-        def take(own: Level, attributes: Mapping[str, Any], out: dict[str, Any], full: bool) -> None:
-            if everything:
-                out.update(attributes)
-            else:
-                for key in asked[own]:
-                    if key in attributes:
-                        out[key] = attributes[key]
-            if full:
-                for key, empty in _REQUIRED[own]:
-                    out[key] = attributes.get(key) or empty
-                for key in _CONDITIONAL[own]:
-                    if key in attributes:
-                        out[key] = attributes[key]
+    def _row_builder(self) -> Callable[[Sequence[Any]], tuple[dict[str, Any], tuple[str, str, str]]]:
+        """A function that makes the data set of one row, and its UIDs."""
+        level, everything = self._level, self._query.include_all
+        plan = self._plan()
+        needs_study = everything or any(own is Level.STUDY and key != "0020000D" for key, own, _ in plan)
+        needs_series = everything or any(own is Level.SERIES and key != "0020000E" for key, own, _ in plan)
+        needs_document = level is Level.INSTANCE and self._needs_document()
+        sequences = [match for match in self._query.matches if match.kind is Kind.SEQUENCE]
 
         def build(row: Sequence[Any]) -> tuple[dict[str, Any], tuple[str, str, str]]:
-            out: dict[str, Any] = {}
-            series_uid = sop_uid = ""
-            if full_study or everything or asked[Level.STUDY]:
-                take(Level.STUDY, orjson.loads(row[1]), out, full_study)
-            if full_study:
-                out["00080056"] = _ONLINE
-                out["00201206"] = _count_element(row[3])
-                out["00201208"] = _count_element(row[4])
-            if row[2] and (full_study or "00080061" in asked[Level.STUDY] or everything):
-                out["00080061"] = {"vr": "CS", "Value": row[2].split("\\")}
+            study: dict[str, Any] = orjson.loads(row[1]) if needs_study else {}
+            study["0020000D"] = _uid_element(row[0])
+            study["00080056"] = _ONLINE
+            study["00201206"] = _count_element(row[3])
+            study["00201208"] = _count_element(row[4])
+            if row[2]:
+                study["00080061"] = {"vr": "CS", "Value": row[2].split("\\")}
             else:
-                out.pop("00080061", None)
-            out["0020000D"] = {"vr": "UI", "Value": [row[0]]}
+                study.pop("00080061", None)  # without a modality it is left out: OHIF fails on an empty one
+            series: dict[str, Any] = {}
+            instance: dict[str, Any] = {}
+            uids = (row[0], "", "")
             if level is not Level.STUDY:
-                series_uid = row[5]
-                if full_series or everything or asked[Level.SERIES]:
-                    take(Level.SERIES, orjson.loads(row[6]), out, full_series)
-                if full_series:
-                    out["00201209"] = _count_element(row[7])
-                out["0020000E"] = {"vr": "UI", "Value": [series_uid]}
+                series = orjson.loads(row[6]) if needs_series else {}
+                series["0020000E"] = _uid_element(row[5])
+                series["00201209"] = _count_element(row[7])
+                uids = (row[0], row[5], "")
             if level is Level.INSTANCE:
-                sop_uid = row[8]
-                attributes = orjson.loads(zlib.decompress(row[10]) if needs_document else row[9])
-                if everything:  # what the study and the series say of themselves stands
-                    attributes = {key: value for key, value in attributes.items() if key not in out}
-                    out.update(attributes)
-                take(Level.INSTANCE, attributes, out, True)
-                out["00080056"] = _ONLINE
+                instance = orjson.loads(zlib.decompress(row[10]) if needs_document else row[9])
+                instance["00080056"] = _ONLINE
+                uids = (row[0], row[5], row[8])
+            sources = {Level.STUDY: study, Level.SERIES: series, Level.INSTANCE: instance}
+            out = {key: value for key, own, empty in plan if (value := sources[own].get(key, empty)) is not None}
+            if everything:
+                out = dict(sorted({**instance, **series, **study, **out}.items()))
             for match in sequences:
                 key = json_key(match.tag)
                 if key in out:
                     out[key] = matching_items(match, out[key])
-            return dict(sorted(out.items())), (row[0], series_uid, sop_uid)
+            return out, uids
 
         return build
 

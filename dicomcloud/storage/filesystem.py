@@ -20,9 +20,9 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
-from . import FileMissing, StoredFile
+from . import FileMissing, Incoming, StoredFile
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -38,18 +38,19 @@ class FileSystemStorage:
     def receive(self) -> SpooledFile:
         return SpooledFile(self._spool / f"{_new_name()}.part")
 
-    def commit(self, incoming: Sequence[SpooledFile]) -> list[str]:
-        if not incoming:
+    def commit(self, incoming: Sequence[Incoming]) -> list[str]:
+        spooled = cast("Sequence[SpooledFile]", incoming)  # `receive` makes no others
+        if not spooled:
             return []
         moves: list[tuple[SpooledFile, str, Path]] = []
-        for item in incoming:
+        for item in spooled:
             key = _key(_new_name())
             moves.append((item, key, self._path(key)))
         keys = [key for _, key, _ in moves]
-        if len(incoming) > 1:
-            for item in incoming:
+        if len(spooled) > 1:
+            for item in spooled:
                 item.sync_soon()
-        for item in incoming:
+        for item in spooled:
             item.synced()
         self._note(keys).write_text("\n".join(keys), encoding="ascii")
         try:

@@ -1,0 +1,103 @@
+"""HTTP: one file per DICOMweb service, registered here under every prefix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flask import Flask, Response, redirect, request, url_for
+from flask_smorest import Api
+from werkzeug.exceptions import HTTPException
+
+from .. import __version__
+from . import delete_rs, health, ohif, qido_rs, stow_rs, wado_rs, wado_uri
+from .openapi import add_pages
+from .responses import fault
+from .service import Service
+
+
+def register(app: Flask, service: Service) -> None:
+    """Put all services on `app`, under the canonical root and under the roots of the original."""
+    app.extensions["dicomcloud"] = service
+    app.config.update(
+        API_TITLE="DICOMcloud",
+        API_VERSION=__version__,
+        OPENAPI_VERSION="3.0.3",
+        API_SPEC_OPTIONS={"info": {"description": _ABOUT}},
+        MAX_CONTENT_LENGTH=None,  # the views that read a body have limits of their own
+    )
+    api = Api(app)
+    root = service.root
+    for blueprint, documented, others in (
+        (qido_rs.blueprint, root, ["/api", "/qidors"]),
+        (wado_rs.blueprint, root, ["/api", "/wadors"]),
+        (stow_rs.blueprint, root, ["/api", "/stowrs"]),
+        (delete_rs.blueprint, root, ["/api", "/delowrs"]),
+        (wado_uri.blueprint, "/wado", ["/wadouri", "/api/wadouri"]),
+        (ohif.blueprint, "/ohif", []),
+    ):
+        api.register_blueprint(blueprint, url_prefix=documented)
+        for prefix in others:
+            if prefix != documented:
+                app.register_blueprint(blueprint, url_prefix=prefix, name=blueprint.name + prefix.replace("/", "_"))
+    app.add_url_rule("/stowrs", "store_at_stowrs", stow_rs.store_instances, methods=["POST"])  # the original's own
+    app.register_blueprint(health.blueprint)
+    add_pages(app, api)
+    app.add_url_rule("/", "home", lambda: redirect(url_for("pages.swagger_page")))
+    app.register_error_handler(Exception, fault)
+    app.register_error_handler(HTTPException, fault)  # in place of the one of flask-smorest
+    app.after_request(_common_headers)
+    if service.cors_origins:
+        _allow_cross_origin(app, service.cors_origins)
+    app.wsgi_app = _TidyPaths(app.wsgi_app)  # type: ignore[method-assign]
+
+
+_ABOUT = (
+    "DICOMweb (PS3.18) search, retrieve and store, and delete. The same services answer under `/api` and under the "
+    "roots `/qidors`, `/wadors`, `/stowrs`, `/delowrs` and `/wadouri`."
+)
+
+
+class _TidyPaths:
+    """Accept doubled slashes and a slash at the end, which clients of the original send."""
+
+    def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
+        self._application = application
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path.endswith("/") or "//" in path:
+            environ["PATH_INFO"] = re.sub("/+", "/", path).rstrip("/") or "/"
+        return self._application(environ, start_response)
+
+
+def _common_headers(response: Response) -> Response:
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+def _allow_cross_origin(app: Flask, origins: tuple[str, ...]) -> None:
+    """CORS for viewers on other origins: preflight, and the headers that they may read."""
+
+    @app.before_request
+    def preflight() -> Response | None:
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return Response(status=204)
+        return None
+
+    @app.after_request
+    def allow(response: Response) -> Response:
+        origin = request.headers.get("Origin")
+        if origin is None or not ("*" in origins or origin in origins):
+            return response
+        headers = response.headers
+        headers["Access-Control-Allow-Origin"] = "*" if "*" in origins else origin
+        headers["Access-Control-Expose-Headers"] = "Link, X-Total-Count, Warning, X-Dicom-Instance, ETag, Content-Range"
+        headers.add("Vary", "Origin")
+        if request.method == "OPTIONS":
+            headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST, DELETE, OPTIONS"
+            asked = request.headers.get("Access-Control-Request-Headers", "")
+            headers["Access-Control-Allow-Headers"] = asked or "Authorization, Content-Type, Accept"
+            headers["Access-Control-Max-Age"] = "600"
+        return response

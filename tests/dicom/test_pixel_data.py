@@ -529,7 +529,7 @@ def test_a_subsampled_jpeg_is_ybr_whatever_else_is_said(photometric):
     stream = io.BytesIO()
     Image.fromarray(colours).save(stream, "JPEG", quality=95, subsampling=1)
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\0\0\0\0\0"
-    frame = b"\xff\xd8" + adobe + stream.getvalue()[2:]
+    frame = b"\xff\xd8" + adobe + stream.getvalue()[20:]  # in place of the JFIF marker
     image = {"Rows": 16, "SamplesPerPixel": 3, "BitsAllocated": 8, "BitsStored": 8, "PlanarConfiguration": 0}
     data = image_file(ROOT + ".4.50", [frame], PhotometricInterpretation=photometric, **image)
     decoded = np.frombuffer(decode_frame(io.BytesIO(data), 1), "u1").reshape(colours.shape)

@@ -1,0 +1,56 @@
+"""Builds the application from its settings. The one file that knows every part."""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Flask
+
+from dicomcloud import archive, cli, settings, web
+from dicomcloud.archive import Archive
+from dicomcloud.settings import Settings
+from dicomcloud.web.service import Service
+
+
+def open_archive(configuration: Settings) -> Archive:
+    """The archive of these settings. The database may still need `migrate`."""
+    return archive.open_archive(
+        configuration.resolved_database_url,
+        configuration.resolved_storage_url,
+        duplicates=configuration.duplicates,
+        max_inflated_bytes=configuration.max_inflated_bytes,
+        min_free_bytes=configuration.min_free_bytes,
+    )
+
+
+def create_app(configuration: Settings | None = None) -> Flask:
+    """The WSGI application; without settings, those of the configuration file and the environment.
+
+    Brings the database up to date and finishes what a crash interrupted.
+    """
+    configuration = configuration or settings.load()
+    logging.basicConfig(level=configuration.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    opened = open_archive(configuration)
+    opened.migrate()
+    opened.recover()
+    app = Flask("dicomcloud", static_folder=None, template_folder=None)
+    web.register(
+        app,
+        Service(
+            archive=opened,
+            root=configuration.root,
+            public_url=configuration.public_url,
+            trusted_proxies=configuration.trusted_proxies,
+            max_results=configuration.max_results,
+            empty_search_status=configuration.empty_search_status,
+            max_request_bytes=configuration.max_request_bytes,
+            max_parts=configuration.max_parts,
+            cors_origins=configuration.cors_origins,
+        ),
+    )
+    return app
+
+
+def main() -> None:
+    """The command line: `python -m dicomcloud …`."""
+    cli.main(open_archive, create_app)

@@ -1,0 +1,577 @@
+"""The archive: stores, opens and deletes instances, and keeps the index and the files one.
+
+Store:  file, sync, rename, then row. Delete: row first, file second. A crash between the two leaves at most a file
+without a row, which `recover` (at start) and `verify` find again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import BinaryIO, Literal, NoReturn, cast
+
+import orjson
+
+from .dicom import header as dicom_header
+from .dicom import metadata
+from .dicom.pixel_data import TRANSFER_SYNTAXES, decode_frame, to_explicit_little_endian
+from .errors import FailureReason, Gone, InvalidInstance, NotFound, Unavailable, WarningReason
+from .index.database import Database, migrate, open_database, pending
+from .index.repository import Index, InstanceRow, NewInstance, Outcome
+from .storage import FileMissing, Incoming, Storage, StoredFile, open_storage
+
+__all__ = ["Archive", "Finding", "InstanceRow", "ReindexStep", "StoreBatch", "StoreItem", "StoreReport", "open_archive"]
+
+log = logging.getLogger(__name__)
+
+DuplicatePolicy = Literal["reject", "keep", "replace"]
+MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+
+_PIECE = 1 << 20  # bytes copied at a time
+_IN_MEMORY = 4 << 20  # bytes of a converted instance that need no temporary file on disk
+_BATCH = 200  # files indexed in one transaction by reindex and repair
+_ABANDONED = 24 * 3600.0  # seconds after which a spooled file belongs to a request that died
+_NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+@dataclass(frozen=True, slots=True)
+class StoreItem:
+    """What became of one instance of a store request."""
+
+    study_uid: str | None = None
+    series_uid: str | None = None
+    sop_class_uid: str | None = None
+    sop_instance_uid: str | None = None
+    failure: FailureReason | None = None
+    warning: WarningReason | None = None
+    message: str = ""
+    outcome: Outcome | None = None  # None where it failed before the index was asked
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReport:
+    items: tuple[StoreItem, ...]  # in the order of the request
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A difference between index and files."""
+
+    kind: Literal["missing file", "wrong size", "wrong checksum", "unknown file", "unreadable file"]
+    key: str
+    message: str
+    repaired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexStep:
+    key: str
+    message: str | None  # why the file could not be indexed
+
+
+class Archive:
+    """One index and one store, kept one. Safe to use from many threads and processes."""
+
+    def __init__(
+        self,
+        database: Database,
+        storage: Storage,
+        *,
+        duplicates: DuplicatePolicy = "reject",
+        max_inflated_bytes: int = 1 << 30,
+        min_free_bytes: int = 0,
+    ) -> None:
+        self.index = Index(database)
+        self.duplicates = duplicates
+        self.max_inflated_bytes = max_inflated_bytes
+        self._min_free_bytes = min_free_bytes
+        self._database = database
+        self._storage = storage
+
+    def close(self) -> None:
+        """Let go of the database connection of this thread."""
+        self._database.close()
+
+    def check(self) -> None:
+        """Ask index and storage for a sign of life. Raises Unavailable or OSError."""
+        self.index.has_file("")
+        self._storage.free_bytes()
+
+    # Store
+
+    def begin_store(self, study_uid: str | None = None) -> StoreBatch:
+        """A unit of work that stores instances; with `study_uid`, those of any other study fail (PS3.18 10.5.1.1).
+
+        Raises Unavailable when the disk is about to be full.
+        """
+        if self._min_free_bytes and self._storage.free_bytes() < self._min_free_bytes:
+            raise Unavailable("The storage is full; nothing can be stored at the moment", retry_after=600)
+        return StoreBatch(self, self._storage, study_uid)
+
+    # Retrieve
+
+    def instances(self, study: str, series: str | None = None, instance: str | None = None) -> list[InstanceRow]:
+        """The stored instances of a study, a series or one instance, in reading order. Raises NotFound, Gone."""
+        return self.index.instances(study, series, instance) or self._missing(study, series, instance)
+
+    def frames(self, study: str, series: str, instance: str) -> tuple[InstanceRow, dicom_header.Frames | None]:
+        """One instance and where its frames lie (None without pixel data). Raises NotFound, Gone."""
+        row, packed = self.index.frames(study, series, instance) or self._missing(study, series, instance)
+        return row, dicom_header.Frames.unpack(packed) if packed else None
+
+    def bulk_value(
+        self, study: str, series: str, instance: str, path: str
+    ) -> tuple[InstanceRow, dicom_header.BulkValue]:
+        """One instance and where a bulk value of it lies. Raises NotFound, Gone."""
+        row, packed = self.index.bulk_data(study, series, instance) or self._missing(study, series, instance)
+        value = dicom_header.find_bulk_value(packed, f"/{path}")
+        if value is None:
+            raise NotFound(f"The instance has no bulk data at {path[:200]!r}")
+        return row, value
+
+    def documents(self, study: str, series: str | None = None, instance: str | None = None) -> Iterator[bytes]:
+        """The DICOM JSON text of each instance, in reading order. Raises NotFound, Gone."""
+        documents = self.index.documents(study, series, instance)
+        first = next(documents, None)
+        return chain([first or self._missing(study, series, instance)], documents)
+
+    def version(self, study: str, series: str | None = None, instance: str | None = None) -> str:
+        """A text that changes with every change of the study, series or instance. Raises NotFound, Gone."""
+        if instance is not None:
+            return self.instances(study, series, instance)[0].file_key
+        revision = self.index.revision(study, series) or self._missing(study, series, instance)
+        return str(revision[0])
+
+    def open_file(self, row: InstanceRow) -> BinaryIO:
+        """The file as it was stored. Raises FileMissing."""
+        return self._storage.open(row.file_key)
+
+    def open_decoded(self, row: InstanceRow) -> BinaryIO:
+        """The instance in Explicit VR Little Endian, converted into a temporary file. Raises CannotDecode."""
+        target = cast(BinaryIO, SpooledTemporaryFile(max_size=_IN_MEMORY))  # noqa: SIM115 (the caller closes it)
+        try:
+            with self.open_file(row) as source:
+                to_explicit_little_endian(source, target, max_inflated=self.max_inflated_bytes)
+        except BaseException:
+            target.close()
+            raise
+        target.seek(0)
+        return target
+
+    def read_frame(self, row: InstanceRow, frames: dicom_header.Frames, number: int) -> bytes:
+        """The stored bit stream of one frame (from 1); little endian when it is native. Raises LookupError."""
+        if not frames.encapsulated and not (_is_plain(row) and frames.on_byte_boundaries):
+            return self.decode_frame(row, number)
+        runs = frames.locate(number)
+        return b"".join([self._storage.read(row.file_key, offset, length) for offset, length in runs])
+
+    def read_stream(self, row: InstanceRow, frames: dicom_header.Frames) -> Iterator[bytes]:
+        """All frames together as they are stored, e.g. a whole video, in pieces."""
+        for offset, length in frames.stream():
+            for start in range(0, length, _PIECE):
+                yield self._storage.read(row.file_key, offset + start, min(_PIECE, length - start))
+
+    def decode_frame(self, row: InstanceRow, number: int) -> bytes:
+        """One frame (from 1) as native little endian pixels. Raises CannotDecode, LookupError."""
+        with self.open_file(row) as source:
+            return decode_frame(source, number)
+
+    def open_bulk_value(self, row: InstanceRow, value: dicom_header.BulkValue) -> tuple[BinaryIO, int]:
+        """A file positioned on the bytes of a bulk value, little endian, and their number."""
+        if value.offset < 0:
+            raise NotFound("The value cannot be located: the structure of the data set is damaged")
+        if _is_plain(row):
+            file = self.open_file(row)
+        else:  # deflated or big endian: the same value of the converted file
+            file = self.open_decoded(row)
+            header = dicom_header.scan(file.read(), max_inflated=self.max_inflated_bytes)
+            value = next(other for other in header.bulk_data if other.path == value.path)
+        file.seek(value.offset)
+        return file, value.length
+
+    def _missing(self, study: str, series: str | None, instance: str | None) -> NoReturn:
+        what = f"study {study}"
+        if series is not None:
+            what = f"series {series} in the {what}"
+        if instance is not None:
+            what = f"instance {instance} in the {what}"
+        if self.index.was_deleted(study, series, instance):
+            raise Gone(f"The {what} was deleted")
+        raise NotFound(f"There is no {what}")
+
+    # Delete
+
+    def delete(self, study: str, series: str | None = None, instance: str | None = None) -> int:
+        """Delete a study, series or instance and the parents that are empty then; return how many files went.
+
+        Raises NotFound, Gone.
+        """
+        keys = self.index.remove(study, series, instance) or self._missing(study, series, instance)
+        self._remove_files(keys)
+        return len(keys)
+
+    def _remove_files(self, keys: Sequence[str]) -> None:
+        removed = []
+        for key in keys:
+            try:
+                self._storage.delete(key)
+            except OSError as error:  # still open on Windows, or the storage is away: `recover` tries again
+                log.warning("file %s could not be removed yet: %s", key, error.strerror)
+            else:
+                removed.append(key)
+        self.index.files_removed(removed)
+
+    # Keeping index and files one
+
+    def migrate(self) -> list[str]:
+        """Bring the database to this version's schema; return the names of the migrations applied."""
+        return migrate(self._database, MIGRATIONS)
+
+    def pending_migrations(self) -> list[str]:
+        return pending(self._database, MIGRATIONS)
+
+    def recover(self) -> None:
+        """Finish what a crash interrupted: file instances whose row was not written, remove deleted files.
+
+        Safe while other processes store: a file is only ever given the row that it lacks.
+        """
+        self._remove_files(self.index.files_to_remove())
+        unconfirmed = self._storage.unconfirmed()
+        for start in range(0, len(unconfirmed), _BATCH):
+            batch = unconfirmed[start : start + _BATCH]
+            for key, fault in self._file_orphans(batch):
+                log.warning("recovered file %s %s", key, fault or "into the index")
+        for key in unconfirmed:
+            self._storage.confirm([key])
+        self._storage.remove_abandoned(_ABANDONED)
+
+    def verify(self, *, repair: bool = False, checksums: bool = False) -> Iterator[Finding]:
+        """Hold the index against the files, both ways; with `checksums`, read every file too.
+
+        Repair takes the rows of files that are gone out of the index, and files instances that have no row.
+        """
+        unknown: list[StoredFile] = []
+        for row, file in _merge(self.index.files(), self._storage.files()):
+            if row is None:
+                assert file is not None
+                unknown.append(file)
+            elif file is None:
+                yield from self._verify_missing(row[0], repair)
+            elif row[1] != file.size:
+                yield Finding("wrong size", file.key, f"{file.size} bytes on disk, {row[1]} in the index", False)
+            elif checksums and self._checksum(file.key) != row[2]:
+                yield Finding("wrong checksum", file.key, "its bytes are not those that were stored", False)
+        yield from self._verify_unknown(unknown, repair)
+
+    def _verify_missing(self, key: str, repair: bool) -> Iterator[Finding]:
+        try:
+            self._storage.open(key).close()  # stored or deleted while verify was running?
+        except FileMissing:
+            if self.index.has_file(key):
+                if repair:
+                    self.index.drop_instance_of_file(key)
+                yield Finding("missing file", key, "the index names a file that is not there", repair)
+
+    def _verify_unknown(self, files: Sequence[StoredFile], repair: bool) -> Iterator[Finding]:
+        deleted = set(self.index.files_to_remove())
+        orphans = [file for file in files if file.key not in deleted and not self.index.has_file(file.key)]
+        for start in range(0, len(orphans), _BATCH):
+            batch = [file.key for file in orphans[start : start + _BATCH]]
+            if not repair:
+                for key in batch:
+                    yield Finding("unknown file", key, "no row in the index names this file", False)
+                continue
+            for key, fault in self._file_orphans(batch):
+                message = f"no row in the index; {fault}" if fault else "had no row in the index; filed"
+                yield Finding("unreadable file" if fault else "unknown file", key, message, not fault)
+
+    def reindex(self) -> Iterator[ReindexStep]:
+        """Build the index anew from the files, oldest first. Stop the server before."""
+        self._remove_files(self.index.files_to_remove())
+        self.index.clear()
+        batch: list[str] = []
+        for file in self._storage.files():
+            if self.index.has_file(file.key):  # a version that was replaced
+                continue
+            batch.append(file.key)
+            if len(batch) == _BATCH:
+                yield from self._index_files(batch, "replace")
+                batch = []
+        yield from self._index_files(batch, "replace")
+
+    def _file_orphans(self, keys: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+        """Give rows to complete files that have none; yield each key with its fault, if it has one."""
+        orphans = [key for key in keys if not self.index.has_file(key)]
+        for step in self._index_files(orphans, "keep"):
+            if step.message is None and not self.index.has_file(step.key):
+                self._storage.delete(step.key)  # its instance is in the index with another file
+            yield step.key, step.message
+
+    def _index_files(self, keys: Sequence[str], duplicates: DuplicatePolicy) -> Iterator[ReindexStep]:
+        new: list[NewInstance] = []
+        steps: list[ReindexStep] = []
+        for key in keys:
+            try:
+                with self._storage.open(key) as file:
+                    new.append(self._read_stored(file, key))
+            except (InvalidInstance, FileMissing, OSError) as error:
+                steps.append(ReindexStep(key, getattr(error, "message", str(error))))
+            else:
+                steps.append(ReindexStep(key, None))
+        self.index.add(new, duplicates)
+        yield from steps
+
+    def _read_stored(self, file: BinaryIO, key: str) -> NewInstance:
+        size = file.seek(0, 2)
+        if size == 0:
+            raise InvalidInstance(FailureReason.CANNOT_UNDERSTAND, "the file is empty")
+        with mmap(file.fileno(), 0, access=ACCESS_READ) as buffer:
+            header = dicom_header.scan(buffer, max_inflated=self.max_inflated_bytes)
+            checksum = hashlib.sha256(buffer).digest()
+        return _new_instance(header, checksum, size, key)
+
+    def _checksum(self, key: str) -> bytes:
+        with self._storage.open(key) as file:
+            return hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
+
+
+class StoreBatch:
+    """Instances of one request: spooled and scanned one by one, stored together by `commit`.
+
+    A context manager; leaving it without a commit removes everything that was spooled.
+    """
+
+    def __init__(self, archive: Archive, storage: Storage, study_uid: str | None) -> None:
+        self._archive = archive
+        self._storage = storage
+        self._study_uid = study_uid
+        self._items: list[StoreItem | tuple[Incoming, NewInstance]] = []
+
+    def __enter__(self) -> StoreBatch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for item in self._items:
+            if not isinstance(item, StoreItem):
+                item[0].discard()
+        self._items = []
+
+    def add(self, chunks: Iterable[bytes | memoryview]) -> None:
+        """Spool one instance and scan it. A fault of the instance is kept as its item of the report."""
+        for item in self._items[-1:]:
+            if not isinstance(item, StoreItem):
+                item[0].sync_soon()  # while this one comes in
+        iterator = iter(chunks)
+        try:
+            incoming = self._storage.receive()
+        except OSError as error:
+            self._items.append(_out_of_resources(error))
+            _drain(iterator)
+            return
+        try:
+            self._items.append(self._receive(incoming, iterator))
+        except InvalidInstance as error:
+            incoming.discard()
+            self._items.append(_failed(error))
+        except OSError as error:
+            incoming.discard()
+            if error.errno not in _NO_SPACE:
+                raise
+            self._items.append(_out_of_resources(error))
+            _drain(iterator)
+        except BaseException:
+            incoming.discard()
+            raise
+
+    def _receive(self, incoming: Incoming, chunks: Iterator[bytes | memoryview]) -> tuple[Incoming, NewInstance]:
+        digest = hashlib.sha256()
+        for chunk in chunks:
+            incoming.write(chunk)
+            digest.update(chunk)
+        with incoming.buffer() as buffer:
+            header = dicom_header.scan(buffer, max_inflated=self._archive.max_inflated_bytes)
+            self._check_study(header)
+            if header.prefix:
+                incoming, digest, header = self._completed(incoming, buffer, header)
+        return incoming, _new_instance(header, digest.digest(), incoming.size, "")
+
+    def _check_study(self, header: dicom_header.Header) -> None:
+        study = metadata.text(header.attributes, "StudyInstanceUID")
+        if self._study_uid is not None and study != self._study_uid:
+            raise InvalidInstance(
+                FailureReason.DATA_SET_DOES_NOT_MATCH,
+                f"The instance belongs to the study {study}, not to the study of the request",
+                sop_class_uid=metadata.text(header.attributes, "SOPClassUID") or None,
+                sop_instance_uid=metadata.text(header.attributes, "SOPInstanceUID") or None,
+            )
+
+    def _completed(
+        self, incoming: Incoming, buffer: bytes | mmap, header: dicom_header.Header
+    ) -> tuple[Incoming, hashlib._Hash, dicom_header.Header]:
+        """The same data set behind a preamble and File Meta Information (PS3.10 7.1), which the sender left out."""
+        complete = self._storage.receive()
+        digest = hashlib.sha256()
+        try:
+            data_set = (buffer[at : at + _PIECE] for at in range(header.dataset_offset, len(buffer), _PIECE))
+            for piece in chain([header.prefix], data_set):
+                complete.write(piece)
+                digest.update(piece)
+        except BaseException:
+            complete.discard()
+            raise
+        incoming.discard()
+        return complete, digest, header.behind_prefix()
+
+    def commit(self) -> StoreReport:
+        """Store everything spooled: files synced, rows committed when it returns."""
+        items, self._items = self._items, []
+        spooled = [item for item in items if not isinstance(item, StoreItem)]
+        stored = iter(self._store(spooled))
+        return StoreReport(tuple(item if isinstance(item, StoreItem) else next(stored) for item in items))
+
+    def _store(self, spooled: Sequence[tuple[Incoming, NewInstance]]) -> list[StoreItem]:
+        if not spooled:
+            return []
+        try:
+            keys = self._storage.commit([incoming for incoming, _ in spooled])
+        except OSError as error:
+            for incoming, _ in spooled:
+                incoming.discard()
+            return [_out_of_resources(error, _identity(new)) for _, new in spooled]
+        instances = [replace(new, file_key=key) for (_, new), key in zip(spooled, keys, strict=True)]
+        try:
+            outcomes = self._archive.index.add(instances, self._archive.duplicates)
+        except BaseException:
+            self._take_back(keys)
+            raise
+        for key, outcome in zip(keys, outcomes, strict=True):
+            # `recover` of another process may have given this very file its row: then it stays.
+            if outcome not in (Outcome.ADDED, Outcome.REPLACED) and not self._archive.index.has_file(key):
+                self._storage.delete(key)
+        self._storage.confirm(keys)
+        return [_stored(new, outcome) for new, outcome in zip(instances, outcomes, strict=True)]
+
+    def _take_back(self, keys: Sequence[str]) -> None:
+        """Remove files whose rows could not be written. Where the index cannot tell, they are left to `recover`."""
+        with suppress(Exception):
+            for key in keys:
+                if not self._archive.index.has_file(key):
+                    self._storage.delete(key)
+            self._storage.confirm(keys)
+
+
+def open_archive(
+    database_url: str,
+    storage_url: str,
+    *,
+    duplicates: DuplicatePolicy = "reject",
+    max_inflated_bytes: int = 1 << 30,
+    min_free_bytes: int = 0,
+) -> Archive:
+    """The archive over the database and the storage that the URLs name. Raises ValueError for an unknown URL."""
+    return Archive(
+        open_database(database_url),
+        open_storage(storage_url),
+        duplicates=duplicates,
+        max_inflated_bytes=max_inflated_bytes,
+        min_free_bytes=min_free_bytes,
+    )
+
+
+def _is_plain(row: InstanceRow) -> bool:
+    """Whether values lie in the file as they are sent: little endian, and the data set not deflated."""
+    syntax = TRANSFER_SYNTAXES.get(row.transfer_syntax)
+    return syntax is None or (syntax.little_endian and not syntax.deflated)
+
+
+def _new_instance(header: dicom_header.Header, checksum: bytes, size: int, key: str) -> NewInstance:
+    attributes = header.attributes
+    study, series, instance = (
+        metadata.text(attributes, keyword) for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+    )
+    resource = f"/studies/{study}/series/{series}/instances/{instance}"
+    # No quote inside a JSON string is unescaped, so this text occurs only where the scanner put a BulkDataURI.
+    document = orjson.dumps(attributes).replace(
+        b'"BulkDataURI":"/', f'"BulkDataURI":"{resource}/bulkdata/'.encode("ascii")
+    )
+    return NewInstance(
+        attributes=attributes,
+        document=document,
+        transfer_syntax=header.transfer_syntax,
+        file_key=key,
+        size=size,
+        checksum=checksum,
+        dataset_offset=header.dataset_offset,
+        frames=header.frames.pack() if header.frames else None,
+        bulk_data=dicom_header.pack_bulk_data(header.bulk_data),
+    )
+
+
+def _identity(new: NewInstance) -> StoreItem:
+    return StoreItem(
+        study_uid=metadata.text(new.attributes, "StudyInstanceUID"),
+        series_uid=metadata.text(new.attributes, "SeriesInstanceUID"),
+        sop_class_uid=metadata.text(new.attributes, "SOPClassUID"),
+        sop_instance_uid=metadata.text(new.attributes, "SOPInstanceUID"),
+    )
+
+
+def _stored(new: NewInstance, outcome: Outcome) -> StoreItem:
+    item = replace(_identity(new), outcome=outcome)
+    if outcome is Outcome.REJECTED:
+        return replace(
+            item,
+            failure=FailureReason.DUPLICATE_SOP_INSTANCE,
+            message="Another instance with other content is stored under this SOP Instance UID",
+        )
+    if outcome is Outcome.KEPT:
+        return replace(
+            item, message="An instance with other content is stored under this SOP Instance UID; it was kept"
+        )
+    return item
+
+
+def _failed(error: InvalidInstance) -> StoreItem:
+    return StoreItem(
+        sop_class_uid=error.sop_class_uid,
+        sop_instance_uid=error.sop_instance_uid,
+        failure=error.reason,
+        message=error.message,
+    )
+
+
+def _out_of_resources(error: OSError, item: StoreItem | None = None) -> StoreItem:
+    log.error("an instance could not be stored: %s", error)
+    return replace(
+        item or StoreItem(), failure=FailureReason.OUT_OF_RESOURCES, message="The storage cannot take it at the moment"
+    )
+
+
+def _drain(chunks: Iterator[bytes | memoryview]) -> None:
+    for _ in chunks:
+        pass
+
+
+def _merge(
+    rows: Iterator[tuple[str, int, bytes]], files: Iterator[StoredFile]
+) -> Iterator[tuple[tuple[str, int, bytes] | None, StoredFile | None]]:
+    """Pair rows and files, both ordered by key; None where one side lacks the key."""
+    row, file = next(rows, None), next(files, None)
+    while row is not None or file is not None:
+        if file is None or (row is not None and row[0] < file.key):
+            yield row, None
+            row = next(rows, None)
+        elif row is None or file.key < row[0]:
+            yield None, file
+            file = next(files, None)
+        else:
+            yield row, file
+            row, file = next(rows, None), next(files, None)

@@ -1,0 +1,134 @@
+"""The OpenAPI description, its parts, and Swagger UI, all served by this server."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import orjson
+from flask import Blueprint, Flask, Response, abort, send_file
+from flask_smorest import Api
+
+from .service import server_url
+
+pages = Blueprint("pages", __name__)
+
+_FAULTS = {
+    400: "The request is wrong; the message names what",
+    404: "Nothing is stored under these UIDs",
+    406: "None of the acceptable media types is available; the message lists those that are",
+    409: "Nothing was stored; the body gives the reason for each instance",
+    410: "It was stored and has been deleted",
+    413: "The body is larger than the server accepts",
+    415: "The Content-Type is not supported",
+    416: "The Range lies outside of the value",
+    503: "The server is short of a resource; try again later",
+}
+
+_STATUS_REPORT = {
+    "type": "object",
+    "properties": {
+        "status": {"type": "integer"},
+        "error": {"type": "string"},
+        "message": {"type": "string", "description": "What is wrong"},
+    },
+}
+
+UID_PARAMETERS = [
+    {"in": "path", "name": name, "required": True, "description": f"{keyword} ({tag})", "schema": {"type": "string"}}
+    for name, keyword, tag in (
+        ("study", "Study Instance UID", "0020,000D"),
+        ("series", "Series Instance UID", "0020,000E"),
+        ("instance", "SOP Instance UID", "0008,0018"),
+    )
+]
+
+DATA_SETS = {"type": "array", "items": {"type": "object", "additionalProperties": True}}
+BINARY = {"type": "string", "format": "binary"}
+
+
+def faults(*statuses: int) -> dict[str, Any]:
+    """The OpenAPI responses of these statuses."""
+    report = {"content": {"application/json": {"schema": _STATUS_REPORT}}}
+    return {str(status): {"description": _FAULTS[status], **report} for status in statuses}
+
+
+def query(name: str, description: str, schema: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """An optional query parameter."""
+    return {"in": "query", "name": name, "description": description, "schema": schema or {"type": "string"}, **more}
+
+
+def header(name: str, description: str) -> dict[str, Any]:
+    return {"in": "header", "name": name, "description": description, "schema": {"type": "string"}}
+
+
+def content(*media_types: str, schema: dict[str, Any] = BINARY) -> dict[str, Any]:
+    return {media_type: {"schema": schema} for media_type in media_types}
+
+
+def add_pages(app: Flask, api: Api) -> None:
+    """Serve /openapi.json and /swagger."""
+
+    @cache
+    def description() -> dict[str, Any]:
+        spec: dict[str, Any] = api.spec.to_dict()
+        for path, operations in spec["paths"].items():
+            names = {parameter["name"]: parameter for parameter in UID_PARAMETERS}
+            for parameter in operations.get("parameters", []):
+                if parameter["in"] == "path" and parameter["name"] in names:
+                    parameter.update(names[parameter["name"]])
+            for method, operation in operations.items():
+                if method != "parameters":
+                    operation["operationId"] = _operation_id(operation, path)
+        return spec
+
+    def openapi_document() -> Response:
+        body = {**description(), "servers": [{"url": server_url()}]}
+        return Response(orjson.dumps(body), mimetype="application/json")
+
+    app.add_url_rule("/openapi.json", "openapi_document", openapi_document)
+    app.register_blueprint(pages)
+
+
+def _operation_id(operation: dict[str, Any], path: str) -> str:
+    words = "".join(char if char.isalnum() else " " for char in operation["summary"].lower()).split()
+    return "_".join(words)
+
+
+@pages.route("/swagger")
+def swagger_page() -> Response:
+    return Response(_SWAGGER_PAGE, mimetype="text/html")
+
+
+@pages.route("/swagger/assets/<name>")
+def swagger_asset(name: str) -> Response:
+    media_type = {"js": "text/javascript", "css": "text/css", "png": "image/png"}.get(name.rpartition(".")[2])
+    asset = files("flask_swagger_ui") / "dist" / name
+    if media_type is None or not asset.is_file():
+        abort(404)
+    return send_file(str(asset), mimetype=media_type, max_age=86400)
+
+
+# All addresses are relative, so that the page works under any prefix of a reverse proxy.
+_SWAGGER_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>DICOMcloud: try the DICOMweb services</title>
+<link rel="stylesheet" href="swagger/assets/swagger-ui.css">
+<link rel="icon" type="image/png" href="swagger/assets/favicon-32x32.png">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="swagger/assets/swagger-ui-bundle.js"></script>
+<script>
+window.ui = SwaggerUIBundle({
+  url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true, displayRequestDuration: true,
+  docExpansion: "list", defaultModelsExpandDepth: -1, validatorUrl: null, tryItOutEnabled: true
+});
+</script>
+</body>
+</html>
+"""

@@ -1,0 +1,148 @@
+"""QIDO-RS: search for studies, series and instances (PS3.18 10.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from flask import Response, request
+from flask_smorest import Blueprint
+
+from ..dicom.attributes import INDEXED_ATTRIBUTES, Level, json_key
+from ..dicom.query import Query, parse_query
+from .negotiation import Offer, negotiate
+from .openapi import DATA_SETS, content, faults, query
+from .responses import DICOM_JSON, dicom_json, warning
+from .service import check_uids, current_service, server_url, service_url
+
+blueprint = Blueprint("QIDO-RS", __name__, description="Search (PS3.18 10.6)")
+
+_RETRIEVE_URL = "00081190"
+
+_FLAG = {"type": "string", "enum": ["true", "false"]}
+_COUNT = {"type": "integer", "minimum": 0}
+_PARAMETERS = [
+    query("limit", "The most results to return", _COUNT),
+    query("offset", "How many results to skip", _COUNT),
+    query("includefield", "Attributes to return as well: keywords or tags, separated by commas, or `all`"),
+    query("fuzzymatching", "Match person names by their parts and by their sound", _FLAG),
+    query("emptyvaluematching", 'Let the value `""` match attributes that are empty', _FLAG),
+    query("multiplevaluematching", "Match attributes with several values value by value", _FLAG),
+    query(
+        "attributes",
+        "Any other attribute: keyword or tag, in sequences dotted (`00400275.00400009`)",
+        {"type": "object", "additionalProperties": {"type": "string"}},
+        style="form",
+        explode=True,
+    ),
+]
+_RESPONSES = {
+    "200": {
+        "description": "The matching data sets, `[]` when there are none",
+        "content": content(DICOM_JSON, schema=DATA_SETS),
+        "headers": {
+            "X-Total-Count": {"description": "Number of all matches", "schema": {"type": "integer"}},
+            "Link": {"description": "URLs of the first, prev, next and last page", "schema": {"type": "string"}},
+            "Warning": {"description": "What of the request was not done", "schema": {"type": "string"}},
+        },
+    },
+    **faults(400, 406, 503),
+}
+
+
+def _documentation(summary: str, *levels: Level) -> dict[str, Any]:
+    keys = [
+        query(attribute.keyword, f"{json_key(attribute.tag)} {attribute.vr}")
+        for attribute in INDEXED_ATTRIBUTES
+        if attribute.level in levels and attribute.matching
+    ]
+    return {"summary": summary, "parameters": [*keys, *_PARAMETERS], "responses": _RESPONSES}
+
+
+@blueprint.route("/studies")
+@blueprint.doc(**_documentation("Search for Studies", Level.STUDY))
+def search_for_studies() -> Response:
+    return _search(Level.STUDY)
+
+
+@blueprint.route("/studies/<study>/series")
+@blueprint.doc(**_documentation("Search for Series of a Study", Level.SERIES))
+def search_for_study_series(study: str) -> Response:
+    return _search(Level.SERIES, study)
+
+
+@blueprint.route("/studies/<study>/instances")
+@blueprint.doc(**_documentation("Search for Instances of a Study", Level.SERIES, Level.INSTANCE))
+def search_for_study_instances(study: str) -> Response:
+    return _search(Level.INSTANCE, study)
+
+
+@blueprint.route("/studies/<study>/series/<series>/instances")
+@blueprint.doc(**_documentation("Search for Instances of a Series", Level.INSTANCE))
+def search_for_series_instances(study: str, series: str) -> Response:
+    return _search(Level.INSTANCE, study, series)
+
+
+@blueprint.route("/series")
+@blueprint.doc(**_documentation("Search for Series", Level.STUDY, Level.SERIES))
+def search_for_series() -> Response:
+    return _search(Level.SERIES)
+
+
+@blueprint.route("/instances")
+@blueprint.doc(**_documentation("Search for Instances", Level.STUDY, Level.SERIES, Level.INSTANCE))
+def search_for_instances() -> Response:
+    return _search(Level.INSTANCE)
+
+
+def _search(level: Level, study: str | None = None, series: str | None = None) -> Response:
+    check_uids(study=study, series=series)
+    service = current_service()
+    negotiate(request.headers.get("Accept"), request.args.get("accept"), [Offer(DICOM_JSON)])
+    pairs = [(key, value) for key, value in request.args.items(multi=True) if key != "accept"]
+    asked = parse_query(level, pairs, study_uid=study, series_uid=series, max_results=service.max_results)
+    result = service.archive.index.search(asked)
+    base = service_url()
+    body = [_with_retrieve_url(row, base) for row in result.rows]
+    response = dicom_json(body) if body or service.empty_search_status == 200 else Response(status=204)
+    response.headers["X-Total-Count"] = str(result.total)
+    if links := _links(asked, result.total, pairs):
+        response.headers["Link"] = links
+    warnings = list(asked.warnings)
+    if result.remaining:
+        warnings.append(f"There are {result.remaining} additional results that can be requested")
+    for text in warnings:
+        response.headers.add("Warning", warning(text))
+    return response
+
+
+def _with_retrieve_url(row: dict[str, Any], url: str) -> dict[str, Any]:
+    """Add Retrieve URL (0008,1190) of the study, series or instance that the result describes."""
+    for segment, uid in (("studies", "0020000D"), ("series", "0020000E"), ("instances", "00080018")):
+        if values := row.get(uid, {}).get("Value"):
+            url += f"/{segment}/{values[0]}"
+    row[_RETRIEVE_URL] = {"vr": "UR", "Value": [url]}
+    return row
+
+
+def _links(asked: Query, total: int, pairs: Sequence[tuple[str, str]]) -> str:
+    """The Link header: first, prev, next and last page, each where there is one other than this."""
+    limit, offset = asked.limit, asked.offset
+    if limit == 0 or total == 0:
+        return ""
+    last = offset + max(0, total - 1 - offset) // limit * limit
+    pages = {}
+    if offset > 0:
+        pages["first"] = 0
+        pages["prev"] = max(0, min(offset, total) - limit)
+    if offset + limit < total:
+        pages["next"] = offset + limit
+    if last > offset:
+        pages["last"] = last
+    kept = [(key, value) for key, value in pairs if key not in ("limit", "offset")]
+    here = server_url() + request.path
+    return ", ".join(
+        f'<{here}?{urlencode([*kept, ("offset", start), ("limit", limit)])}>; rel="{relation}"'
+        for relation, start in pages.items()
+    )

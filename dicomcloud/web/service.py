@@ -1,0 +1,77 @@
+"""What the views share: the archive, the limits, and the URL under which the client knows this server."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from functools import lru_cache
+
+from flask import current_app, request
+
+from ..archive import Archive
+from ..dicom.attributes import is_uid
+from ..errors import BadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The archive and the settings of the web layer, as plain values."""
+
+    archive: Archive
+    root: str = "/dicomweb"
+    public_url: str = ""
+    trusted_proxies: tuple[str, ...] = ()
+    max_results: int = 1000
+    empty_search_status: int = 200
+    max_request_bytes: int = 16 << 30
+    max_parts: int = 10_000
+    cors_origins: tuple[str, ...] = ()
+
+
+def current_service() -> Service:
+    service: Service = current_app.extensions["dicomcloud"]
+    return service
+
+
+def server_url() -> str:
+    """The server's own URL as the client sees it, without a slash at the end.
+
+    The setting `public_url`, or else the request's; X-Forwarded-Proto, -Host and -Prefix count only when they come
+    from a trusted proxy.
+    """
+    service = current_service()
+    if service.public_url:
+        return service.public_url
+    scheme, host, prefix = request.scheme, request.host, request.script_root
+    if service.trusted_proxies and _is_trusted(request.remote_addr or "", service.trusted_proxies):
+        scheme = _forwarded("X-Forwarded-Proto") or scheme
+        host = _forwarded("X-Forwarded-Host") or host
+        prefix = (_forwarded("X-Forwarded-Prefix") or prefix).rstrip("/")
+    return f"{scheme}://{host}{prefix}"
+
+
+def service_url() -> str:
+    """The root of the DICOMweb services as the client sees it, e.g. `https://pacs.example/dicomweb`."""
+    root = "/api" if request.path.startswith("/api/") else current_service().root
+    return server_url() + root
+
+
+def check_uids(**uids: str | None) -> None:
+    """Raises BadRequest for a path segment that is no UID (PS3.5 9.1; zeros in front are let pass)."""
+    for name, uid in uids.items():
+        if uid is not None and not is_uid(uid):
+            raise BadRequest(f"The {name} in the URL is not a UID: {uid[:80]!r}")
+
+
+def _forwarded(header: str) -> str:
+    value = request.headers.get(header, "").split(",")[0].strip()
+    return value if not set(value) & set("\"'<>\\ ") else ""
+
+
+@lru_cache(maxsize=1024)
+def _is_trusted(address: str, trusted: tuple[str, ...]) -> bool:
+    try:
+        client = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(client in ipaddress.ip_network(network, strict=False) for network in trusted)

@@ -1,0 +1,88 @@
+"""Swagger UI in a real browser, with every other host out of reach."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from tests.data import make_dataset, make_file
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed on this machine")
+
+
+@pytest.fixture(scope="module")
+def page(server: Any) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+        )
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.route(
+            lambda url: not url.startswith((server.url, "data:", "blob:")),
+            lambda route: pytest.fail(f"the page asks another host: {route.request.url}"),
+        )
+        yield page
+        browser.close()
+
+
+def execute(page: Any, operation: str, fill: dict[str, str] | None = None) -> Any:
+    """Open an operation, fill in its parameters, press Execute; return the answer that the page got."""
+    block = page.locator(f"[id$='-{operation}']")
+    if "is-open" not in (block.get_attribute("class") or ""):
+        block.locator("button.opblock-summary-control").click()
+    for name, value in (fill or {}).items():
+        block.locator(f"tr[data-param-name='{name}'] input").fill(value)
+    with page.expect_response(lambda answer: "/dicomweb/" in answer.url) as answer:
+        block.get_by_role("button", name="Execute").click()
+    block.locator(".live-responses-table .response-col_status").first.wait_for()
+    return answer.value
+
+
+@pytest.fixture(scope="module")
+def study(server: Any) -> Any:
+    dataset = make_dataset(PatientName="Swagger^Sally")
+    answer = requests.post(
+        f"{server.root}/studies", data=make_file(dataset), headers={"Content-Type": "application/dicom"}, timeout=60
+    )
+    assert answer.status_code == 200
+    return dataset
+
+
+def test_a_search_is_tried_from_the_page(page: Any, server: Any, study: Any) -> None:
+    page.goto(f"{server.url}/swagger")
+    page.get_by_text("Search for Studies").wait_for()
+    answer = execute(page, "search_for_studies", {"PatientName": "swagger*"})
+    assert answer.status == 200
+    assert [row["0020000D"]["Value"] for row in answer.json()] == [[study.StudyInstanceUID]]
+    assert "PatientName=swagger" in answer.url
+
+
+def test_metadata_and_a_deletion_are_tried_from_the_page(page: Any, server: Any, study: Any) -> None:
+    page.goto(f"{server.url}/swagger")
+    page.get_by_text("Retrieve Study Metadata").wait_for()
+    answer = execute(page, "retrieve_study_metadata", {"study": study.StudyInstanceUID})
+    assert answer.json()[0]["00080018"]["Value"] == [study.SOPInstanceUID]
+    assert execute(page, "delete_a_study", {"study": study.StudyInstanceUID}).status == 204
+    assert execute(page, "retrieve_study_metadata", {"study": study.StudyInstanceUID}).status == 410
+
+
+def test_a_file_is_stored_from_the_page(page: Any, server: Any, tmp_path: Any) -> None:
+    dataset = make_dataset()
+    (tmp_path / "image.dcm").write_bytes(make_file(dataset))
+    page.goto(f"{server.url}/swagger")
+    block = page.locator("[id$='-store_instances']")
+    block.locator("button.opblock-summary-control").click()
+    block.locator("select[aria-label='Request content type']").select_option("application/dicom")
+    block.locator("input[type=file]").set_input_files(tmp_path / "image.dcm")
+    with page.expect_response(lambda answer: answer.request.method == "POST") as answer:
+        block.get_by_role("button", name="Execute").click()
+    assert answer.value.status == 200
+    assert requests.get(f"{server.root}/studies/{dataset.StudyInstanceUID}/metadata", timeout=60).status_code == 200

@@ -1,0 +1,368 @@
+"""WADO-RS over HTTP: what was stored comes back, in the form that was asked for."""
+
+from __future__ import annotations
+
+import email
+from io import BytesIO
+
+import numpy as np
+import pydicom
+import pytest
+from flask.testing import FlaskClient
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+from werkzeug.test import TestResponse
+
+from tests.data import data_set_bytes, make_dataset, make_file
+
+DICOM = 'multipart/related; type="application/dicom"'
+OCTETS = 'multipart/related; type="application/octet-stream"'
+
+
+def store(client: FlaskClient, *files: bytes) -> list[str]:
+    """Store the files; return the URL of each instance."""
+    urls = []
+    for file in files:
+        answer = client.post("/dicomweb/studies", data=file, content_type="application/dicom")
+        assert answer.status_code == 200, answer.text
+        urls.append(answer.json["00081199"]["Value"][0]["00081190"]["Value"][0].removeprefix("http://localhost"))
+    return urls
+
+
+def parts(answer: TestResponse) -> list[tuple[dict[str, str], bytes]]:
+    """Headers and content of each part, by another parser than our own."""
+    assert answer.status_code == 200, answer.text
+    head = f"Content-Type: {answer.headers['Content-Type']}\r\n\r\n".encode()
+    message = email.message_from_bytes(head + answer.data)
+    found = []
+    for part in message.get_payload():
+        found.append((dict(part.items()), part.get_payload(decode=True)))
+    return found
+
+
+def raw_part(answer: TestResponse) -> bytes:
+    """The content of the only part, cut out by its Content-Length."""
+    head, _, rest = answer.data.partition(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length:")[1].split()[0])
+    return rest[:length]
+
+
+def make_large(**attributes: object) -> Dataset:
+    """64 × 64 pixels: JPEG 2000 wants some room."""
+    return make_dataset(Rows=64, Columns=64, PixelData=np.arange(4096, dtype="<u2").tobytes(), **attributes)
+
+
+def encoded(dataset: Dataset, syntax: str) -> bytes:
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.compress(syntax, generate_instance_uid=False)
+    target = BytesIO()
+    dataset.save_as(target, enforce_file_format=True)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize("accept", [DICOM, "*/*", 'multipart/related; type="*/*"', DICOM.replace('"', ""), None])
+def test_an_instance_comes_back_bit_for_bit(client: FlaskClient, accept: str | None) -> None:
+    file = make_file()
+    (url,) = store(client, file)
+    answer = client.get(url, headers={"Accept": accept} if accept else {})
+    assert raw_part(answer) == file
+    assert int(answer.headers["Content-Length"]) == len(answer.data)
+    headers = parts(answer)[0][0]
+    assert headers["Content-Type"] == "application/dicom; transfer-syntax=1.2.840.10008.1.2.1"
+    assert headers["Content-Location"] == "http://localhost" + url
+
+
+def test_an_instance_comes_alone_when_that_is_asked(client: FlaskClient) -> None:
+    file = make_file()
+    (url,) = store(client, file)
+    answer = client.get(url, headers={"Accept": "application/dicom"})
+    assert answer.data == file
+    assert answer.headers["Content-Type"].startswith("application/dicom")
+    assert answer.headers["Content-Length"] == str(len(file))
+
+
+def test_a_study_and_a_series_are_all_their_instances_in_order(client: FlaskClient) -> None:
+    first = make_dataset(InstanceNumber=2)
+    uids = {"StudyInstanceUID": first.StudyInstanceUID, "SeriesInstanceUID": first.SeriesInstanceUID}
+    files = [make_file(first), make_file(**uids, InstanceNumber=1), make_file(**uids, InstanceNumber=10)]
+    url = store(client, *files)[0]
+    study, series = url.partition("/series/")[0], url.partition("/instances/")[0]
+    for resource in (study, series):
+        answer = client.get(resource, headers={"Accept": DICOM})
+        assert int(answer.headers["Content-Length"]) == len(answer.data)
+        assert [pydicom.dcmread(BytesIO(body)).InstanceNumber for _, body in parts(answer)] == [1, 2, 10]
+
+
+def test_a_study_is_never_sent_as_a_single_part(client: FlaskClient) -> None:
+    url = store(client, make_file())[0].partition("/series/")[0]
+    answer = client.get(url, headers={"Accept": "application/dicom"})
+    assert answer.status_code == 406
+    assert "multipart/related" in answer.json["message"]
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, RLELossless])
+def test_compressed_instances_leave_as_stored_with_a_star_and_decoded_without(client: FlaskClient, syntax: str) -> None:
+    file = encoded(make_large(), syntax)
+    (url,) = store(client, file)
+    assert raw_part(client.get(url, headers={"Accept": f"{DICOM}; transfer-syntax=*"})) == file
+    assert raw_part(client.get(url, headers={"Accept": f'{DICOM}; transfer-syntax="{syntax}"'})) == file
+    decoded = pydicom.dcmread(BytesIO(raw_part(client.get(url, headers={"Accept": DICOM}))))
+    assert decoded.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
+    assert np.array_equal(decoded.pixel_array, pydicom.dcmread(BytesIO(file)).pixel_array)
+
+
+def test_implicit_vr_never_leaves(client: FlaskClient) -> None:
+    dataset = make_dataset()
+    target = BytesIO()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    pydicom.dcmwrite(target, dataset, enforce_file_format=True)
+    (url,) = store(client, target.getvalue())
+    for accept in (DICOM, f"{DICOM}; transfer-syntax=*"):
+        answer = client.get(url, headers={"Accept": accept})
+        assert parts(answer)[0][0]["Content-Type"] == "application/dicom; transfer-syntax=1.2.840.10008.1.2.1"
+        assert data_set_bytes(raw_part(answer)) == data_set_bytes(make_file(dataset))
+
+
+def test_a_transfer_syntax_that_is_not_available_is_not_acceptable(client: FlaskClient) -> None:
+    (url,) = store(client, make_file())
+    answer = client.get(url, headers={"Accept": f"{DICOM}; transfer-syntax=1.2.840.10008.1.2.4.90"})
+    assert answer.status_code == 406
+    assert "1.2.840.10008.1.2.1" in answer.json["message"]
+
+
+def test_the_same_representation_is_not_sent_twice(client: FlaskClient) -> None:
+    (url,) = store(client, make_file())
+    for resource in (url, f"{url}/metadata", f"{url}/frames/1", f"{url}/bulkdata/7FE00010"):
+        etag = client.get(resource).headers["ETag"]
+        answer = client.get(resource, headers={"If-None-Match": etag})
+        assert (answer.status_code, answer.data, answer.headers["ETag"]) == (304, b"", etag)
+
+
+def test_the_etag_of_a_series_changes_with_its_instances(client: FlaskClient) -> None:
+    dataset = make_dataset()
+    uids = {"StudyInstanceUID": dataset.StudyInstanceUID, "SeriesInstanceUID": dataset.SeriesInstanceUID}
+    url = store(client, make_file(dataset))[0].partition("/instances/")[0]
+    before = [client.get(f"{url}{tail}").headers["ETag"] for tail in ("", "/metadata")]
+    added = store(client, make_file(**uids, InstanceNumber=2))[0]
+    between = [client.get(f"{url}{tail}").headers["ETag"] for tail in ("", "/metadata")]
+    assert not set(before) & set(between)
+    client.delete(added)
+    assert client.get(f"{url}/metadata").headers["ETag"] not in (before[1], between[1])
+
+
+@pytest.mark.parametrize("method", ["get", "head"])
+def test_unknown_uids_are_not_found(client: FlaskClient, method: str) -> None:
+    (url,) = store(client, make_file())
+    study, series, instance = url.split("/")[3::2]
+    for resource in ("1.2.3", f"{study}/series/1.2.3", f"{study}/series/1.2/instances/{instance}"):
+        assert getattr(client, method)(f"/dicomweb/studies/{resource}").status_code == 404
+    resource = f"/dicomweb/studies/{study}/series/{series}/instances/1.2.3"
+    for tail in ("", "/metadata", "/frames/1", "/bulkdata/7FE00010"):
+        assert getattr(client, method)(resource + tail).status_code == 404
+
+
+def test_an_instance_is_not_found_below_another_study(client: FlaskClient) -> None:
+    one, other = store(client, make_file(), make_file())
+    mixed = other.partition("/series/")[0] + "/series/" + one.partition("/series/")[2]
+    for tail in ("", "/metadata", "/frames/1", "/bulkdata/7FE00010"):
+        assert client.get(mixed + tail).status_code == 404
+
+
+def test_what_was_deleted_is_gone(client: FlaskClient) -> None:
+    (url,) = store(client, make_file())
+    client.delete(url)
+    for tail in ("", "/metadata", "/frames/1", "/bulkdata/7FE00010"):
+        answer = client.get(url + tail)
+        assert answer.status_code == 410
+        assert "deleted" in answer.json["message"]
+
+
+@pytest.mark.parametrize("uid", ["1.2.x", "..", "1..2", "1" * 65, "%00", "1.2 ", "<script>"])
+def test_a_path_segment_that_is_no_uid_is_refused_by_name(client: FlaskClient, uid: str) -> None:
+    answer = client.get(f"/dicomweb/studies/{uid}/metadata")
+    assert answer.status_code in (400, 404)
+    if answer.status_code == 400:
+        assert "study" in answer.json["message"]
+
+
+def test_encoded_slashes_lead_nowhere(client: FlaskClient) -> None:
+    for path in ("..%2F..%2Fetc%2Fpasswd", "%2e%2e/%2e%2e/etc/passwd", "1.2%2F..%2F..%2F3"):
+        assert client.get(f"/dicomweb/studies/{path}").status_code in (400, 404)
+
+
+# Metadata
+
+
+def test_metadata_names_bulk_data_by_a_url_that_works(client: FlaskClient) -> None:
+    table = bytes(range(256)) * 8
+    dataset = make_dataset()
+    dataset.RedPaletteColorLookupTableData = table
+    dataset.ICCProfile = b"profile "
+    (url,) = store(client, make_file(dataset))
+    (metadata,) = client.get(f"{url}/metadata").json
+    assert metadata["00282000"] == {"vr": "OB", "InlineBinary": "cHJvZmlsZSA="}
+    assert list(metadata) == sorted(metadata)
+    for tag, content in (("00281201", table), ("7FE00010", dataset.PixelData)):
+        bulk = metadata[tag]["BulkDataURI"]
+        assert bulk == f"http://localhost{url}/bulkdata/{tag}"
+        assert client.get(bulk, headers={"Accept": "application/octet-stream"}).data == content
+        answer = client.get(bulk, headers={"Accept": OCTETS})
+        assert raw_part(answer) == content
+        assert parts(answer)[0][0]["Content-Location"] == bulk
+
+
+def test_metadata_follows_the_public_url(make_app) -> None:  # type: ignore[no-untyped-def]
+    client = make_app(public_url="https://pacs.example/images").test_client()
+    answer = client.post("/dicomweb/studies", data=make_file(), content_type="application/dicom")
+    url = answer.json["00081199"]["Value"][0]["00081190"]["Value"][0]
+    assert url.startswith("https://pacs.example/images/dicomweb/studies/")
+    (metadata,) = client.get(url.removeprefix("https://pacs.example/images") + "/metadata").json
+    assert metadata["7FE00010"]["BulkDataURI"] == f"{url}/bulkdata/7FE00010"
+
+
+def test_forwarded_headers_count_from_trusted_proxies_only(make_app) -> None:  # type: ignore[no-untyped-def]
+    forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "pacs.example", "X-Forwarded-Prefix": "/x"}
+    (url,) = store(make_app().test_client(), make_file())
+    for trusted, base in (("", "http://localhost"), ("127.0.0.0/8", "https://pacs.example/x")):
+        client = make_app(trusted_proxies=trusted).test_client()
+        (metadata,) = client.get(f"{url}/metadata", headers=forwarded).json
+        assert metadata["7FE00010"]["BulkDataURI"] == f"{base}{url}/bulkdata/7FE00010"
+
+
+def test_text_that_looks_like_a_bulk_data_uri_stays_text(client: FlaskClient) -> None:
+    text = '{"BulkDataURI":"/studies/1.2.3"}'
+    (url,) = store(client, make_file(StudyDescription=text))
+    (metadata,) = client.get(f"{url}/metadata").json
+    assert metadata["00081030"] == {"vr": "LO", "Value": [text]}
+
+
+def test_metadata_of_a_study_is_that_of_all_its_instances(client: FlaskClient) -> None:
+    study = make_dataset().StudyInstanceUID
+    files = [make_file(StudyInstanceUID=study, SeriesNumber=n, InstanceNumber=1) for n in (3, 1, 2)]
+    url = store(client, *files)[0].partition("/series/")[0]
+    metadata = client.get(f"{url}/metadata", headers={"Accept": "application/dicom+json, application/json"}).json
+    assert [item["00200011"]["Value"] for item in metadata] == [[1], [2], [3]]
+
+
+def test_metadata_is_not_to_be_had_as_an_image(client: FlaskClient) -> None:
+    (url,) = store(client, make_file())
+    assert client.get(f"{url}/metadata", headers={"Accept": "image/png"}).status_code == 406
+
+
+# Frames
+
+
+@pytest.fixture
+def multiframe(client: FlaskClient) -> tuple[str, np.ndarray]:
+    pixels = np.arange(5 * 16 * 16, dtype="<u2").reshape(5, 16, 16)
+    dataset = make_dataset(NumberOfFrames=5, PixelData=pixels.tobytes())
+    return store(client, make_file(dataset))[0], pixels
+
+
+def test_frames_come_in_the_order_asked_for(client: FlaskClient, multiframe: tuple[str, np.ndarray]) -> None:
+    url, pixels = multiframe
+    answer = client.get(f"{url}/frames/3,1,5", headers={"Accept": OCTETS})
+    found = parts(answer)
+    assert [headers["Content-Location"].rpartition("/")[2] for headers, _ in found] == ["3", "1", "5"]
+    assert {h["Content-Type"] for h, _ in found} == {"application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1"}
+    boundary = answer.headers["Content-Type"].partition('boundary="')[2][:-1].encode()
+    bodies = [piece.partition(b"\r\n\r\n")[2][:512] for piece in answer.data.split(b"--" + boundary)[1:-1]]
+    assert bodies == [pixels[n].tobytes() for n in (2, 0, 4)]
+
+
+def test_one_frame_comes_alone_when_that_is_asked(client: FlaskClient, multiframe: tuple[str, np.ndarray]) -> None:
+    url, pixels = multiframe
+    assert client.get(f"{url}/frames/4", headers={"Accept": "application/octet-stream"}).data == pixels[3].tobytes()
+    assert client.get(f"{url}/frames/4,5", headers={"Accept": "application/octet-stream"}).status_code == 406
+    assert client.get(f"{url}/frames/4%2C5", headers={"Accept": OCTETS}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("frames", "status"), [("6", 404), ("1,9", 404), ("0", 400), ("-1", 400), ("a", 400), ("1,", 400)]
+)
+def test_frames_that_do_not_exist(
+    client: FlaskClient, multiframe: tuple[str, np.ndarray], frames: str, status: int
+) -> None:
+    answer = client.get(f"{multiframe[0]}/frames/{frames}")
+    assert answer.status_code == status
+    assert "frame" in answer.json["message"]
+
+
+def test_compressed_frames_leave_as_stored_or_decoded(client: FlaskClient) -> None:
+    dataset = make_large()
+    pixels = dataset.PixelData
+    file = encoded(dataset, JPEG2000Lossless)
+    (url,) = store(client, file)
+    stored = next(pydicom.encaps.generate_frames(pydicom.dcmread(BytesIO(file)).PixelData, number_of_frames=1))
+    for accept in (
+        f"{OCTETS}; transfer-syntax=*",
+        f'{OCTETS}; transfer-syntax="*"',
+        'multipart/related; type="image/jp2"',
+    ):
+        answer = client.get(f"{url}/frames/1", headers={"Accept": accept})
+        assert raw_part(answer) == stored
+        assert parts(answer)[0][0]["Content-Type"] == "image/jp2; transfer-syntax=1.2.840.10008.1.2.4.90"
+    assert client.get(f"{url}/frames/1", headers={"Accept": "image/jp2"}).data == stored
+    assert raw_part(client.get(f"{url}/frames/1", headers={"Accept": OCTETS})) == pixels
+    assert client.get(f"{url}/frames/1", headers={"Accept": 'multipart/related; type="image/jls"'}).status_code == 406
+
+
+def test_an_object_without_pixels_has_no_frames(client: FlaskClient) -> None:
+    (url,) = store(client, make_file(PixelData=None, Rows=None, Columns=None))
+    answer = client.get(f"{url}/frames/1")
+    assert (answer.status_code, "no pixel data" in answer.json["message"]) == (404, True)
+
+
+# Bulk data
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "slice_", "content_range"),
+    [
+        ("bytes=0-9", 206, slice(0, 10), "bytes 0-9/512"),
+        ("bytes=500-", 206, slice(500, 512), "bytes 500-511/512"),
+        ("bytes=-12", 206, slice(500, 512), "bytes 500-511/512"),
+        ("bytes=0-9999", 206, slice(0, 512), "bytes 0-511/512"),
+        ("bytes=600-", 416, None, "bytes */512"),
+        ("lines=1-2", 200, slice(0, 512), None),
+        ("bytes=0-1,4-5", 200, slice(0, 512), None),
+    ],
+)
+def test_ranges_of_bulk_data(
+    client: FlaskClient, asked: str, status: int, slice_: slice | None, content_range: str | None
+) -> None:
+    dataset = make_dataset()
+    (url,) = store(client, make_file(dataset))
+    answer = client.get(f"{url}/bulkdata/7FE00010", headers={"Accept": "application/octet-stream", "Range": asked})
+    assert (answer.status_code, answer.headers.get("Content-Range")) == (status, content_range)
+    if slice_ is not None:
+        assert answer.data == dataset.PixelData[slice_]
+        assert answer.headers["Accept-Ranges"] == "bytes"
+
+
+def test_bulk_data_inside_a_sequence(client: FlaskClient) -> None:
+    dataset, item = make_dataset(), Dataset()
+    item.PixelData = bytes(range(256)) * 8
+    item["PixelData"].VR = "OW"
+    dataset.IconImageSequence = [item]
+    (url,) = store(client, make_file(dataset))
+    bulk = client.get(f"{url}/metadata").json[0]["00880200"]["Value"][0]["7FE00010"]["BulkDataURI"]
+    assert bulk.endswith("/bulkdata/00880200/1/7FE00010")
+    assert client.get(bulk, headers={"Accept": "application/octet-stream"}).data == item.PixelData
+
+
+def test_compressed_bulk_pixel_data_is_a_part_for_each_frame(client: FlaskClient) -> None:
+    file = encoded(make_dataset(NumberOfFrames=2, PixelData=bytes(1024)), RLELossless)
+    (url,) = store(client, file)
+    answer = client.get(f"{url}/bulkdata/7FE00010", headers={"Accept": f"{OCTETS}; transfer-syntax=*"})
+    assert [headers["Content-Type"] for headers, _ in parts(answer)] == [
+        "image/dicom-rle; transfer-syntax=1.2.840.10008.1.2.5"
+    ] * 2
+
+
+def test_bulk_data_that_does_not_exist(client: FlaskClient) -> None:
+    (url,) = store(client, make_file())
+    for path in ("00100010", "nonsense", "7FE00010/1", "00880200/1/7FE00010", "../7FE00010"):
+        assert client.get(f"{url}/bulkdata/{path}").status_code == 404
