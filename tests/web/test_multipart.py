@@ -129,6 +129,13 @@ def test_a_malformed_body_is_a_bad_request_that_says_why(body, fault, piece):
         split(body, piece=piece)
 
 
+def test_a_boundary_that_does_not_come_is_not_awaited_for_ever():
+    stream = io.BytesIO(bytes(8 << 20))
+    with pytest.raises(BadRequest, match="boundary 'b'"):
+        next(read_parts(stream, "b"))
+    assert stream.tell() <= 3 << 20
+
+
 def test_a_part_in_base64_is_not_supported_and_a_binary_one_is():
     body = b"--b\r\nContent-Transfer-Encoding: %s\r\n\r\none\r\n--b--"
     assert contents(body % b"Binary") == contents(body % b"8bit") == contents(body % b"7bit") == [b"one"]

@@ -105,6 +105,7 @@ HEADERS = [
     ("8.7.5, a browser", RENDERED, CHROME, Choice(JPG)),
     ("8.7.5, an <img>", RENDERED, "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8", Choice(JPG)),
     ("8.7.5, axios and Angular", METADATA, "application/json, text/plain, */*", Choice(JSON)),
+    ("8.7.5, excluded types do not count", RENDERED, "image/png, application/dicom;q=0", Choice(PNG)),
     ("8.7.5, excluded types do not count", METADATA, "application/dicom+json, text/html;q=0", Choice(JSON)),
     ("8.7.5, compressed bulk data", FRAMES, f'{RELATED}; type="image/jpeg", {IN_DICOM}, */*', Choice(BYTES_PARTS, LE)),
     # 10.4.4: what clients ask of each resource

@@ -328,6 +328,17 @@ def test_the_status_sums_up_what_became_of_the_instances_10_5_3_1(app: Flask, it
     assert ("Retry-After" in answer.headers) == (status == 503)
 
 
+@pytest.mark.parametrize(("sop_class", "instance"), [("1.2.840", None), (None, "1.2.3.4"), (None, None)])
+def test_a_failure_without_both_uids_is_another_failure_i_1_1(app: Flask, sop_class, instance):
+    item = StoreItem("1.2", "1.2.3", sop_class, instance, FailureReason.CANNOT_UNDERSTAND)
+    with app.test_request_context(STUDIES, method="POST"):
+        answer = stow_rs._answer([item])
+    assert answer.json == {
+        "00081190": {"vr": "UR"},
+        "0008119A": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [0xC000]}}]},
+    }
+
+
 def test_a_warning_reason_stands_with_its_instance(app: Flask):
     with app.test_request_context(STUDIES, method="POST"):
         answer = stow_rs._answer([COERCED])
