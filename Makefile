@@ -31,7 +31,7 @@ bench: tools  ## Measure this server, next to a peer where one is installed (BEN
 	@$(BIN) -m benchmarks $(BENCH_ARGS)
 
 clean:  ## Remove the virtual environment and caches; the data directory stays
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage
+	rm -rf $(VENV) .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 tools: python

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dicomcloud.index.repository import Outcome
 
 from dicomcloud.archive import Archive, StoreItem
 from dicomcloud.errors import FailureReason, Gone, NotFound, Unavailable
+from dicomcloud.index.repository import Outcome
 from tests.data import data_set_bytes, make_dataset, make_file, pydicom_files
 
 

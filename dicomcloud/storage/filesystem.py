@@ -139,7 +139,7 @@ class SpooledFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
-        self._file: BinaryIO | None = open(path, "xb", buffering=0)
+        self._file: BinaryIO | None = open(path, "xb", buffering=0)  # noqa: SIM115 (`_close` closes it)
         self._syncing: Future[None] | None = None
 
     def write(self, data: bytes | memoryview) -> None:

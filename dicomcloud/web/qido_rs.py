@@ -32,7 +32,7 @@ _PARAMETERS = [
     query(
         "attributes",
         "Any other attribute: keyword or tag, in sequences dotted (`00400275.00400009`)",
-        {"type": "object", "additionalProperties": {"type": "string"}},
+        {"type": "object", "additionalProperties": {"type": "string"}, "example": {}},
         style="form",
         explode=True,
     ),

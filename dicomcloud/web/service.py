@@ -42,12 +42,25 @@ def server_url() -> str:
     service = current_service()
     if service.public_url:
         return service.public_url
-    scheme, host, prefix = request.scheme, request.host, request.script_root
+    scheme, host, prefix = request.scheme, _host_with_port(), request.script_root
     if service.trusted_proxies and _is_trusted(request.remote_addr or "", service.trusted_proxies):
         scheme = _forwarded("X-Forwarded-Proto") or scheme
         host = _forwarded("X-Forwarded-Host") or host
         prefix = (_forwarded("X-Forwarded-Prefix") or prefix).rstrip("/")
     return f"{scheme}://{host}{prefix}"
+
+
+def _host_with_port() -> str:
+    """The Host header; with the port of this server where the client left it out (dicomweb-client does so).
+
+    Behind a proxy, which says so in its headers, a host without a port is right as it is.
+    """
+    host, port = request.host, request.environ.get("SERVER_PORT") or ""
+    if host.endswith("]") or ":" not in host:
+        direct = not any(name in request.headers for name in ("X-Forwarded-For", "Forwarded", "Via"))
+        if direct and port.isdigit() and port != ("443" if request.scheme == "https" else "80"):
+            return f"{host}:{port}"
+    return host
 
 
 def service_url() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -78,10 +79,20 @@ def database_url(tmp_path: Path) -> str:
     return f"sqlite:///{(tmp_path / 'index.db').as_posix()}"
 
 
-@pytest.fixture
-def index(database_url: str) -> Iterator[Index]:
-    database = open_database(database_url)
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database, migrated once."""
+    path = tmp_path_factory.mktemp("migrated") / "index.db"
+    database = open_database(f"sqlite:///{path.as_posix()}")
     migrate(database, MIGRATIONS)
+    database.close()
+    return path
+
+
+@pytest.fixture
+def index(database_url: str, migrated: Path) -> Iterator[Index]:
+    shutil.copy(migrated, database_url.removeprefix("sqlite:///"))
+    database = open_database(database_url)
     yield Index(database)
     database.close()
 

@@ -231,6 +231,24 @@ def test_forwarded_headers_count_from_trusted_proxies_only(make_app) -> None:  #
         assert metadata["7FE00010"]["BulkDataURI"] == f"{base}{url}/bulkdata/7FE00010"
 
 
+@pytest.mark.parametrize(
+    ("headers", "base"),
+    [
+        ({}, "http://pacs:8000"),
+        ({"X-Forwarded-For": "10.0.0.7"}, "http://pacs"),
+        ({"Host": "pacs:81"}, "http://pacs:81"),
+    ],
+)
+def test_a_host_without_its_port_gets_it_where_no_proxy_is_between(
+    client: FlaskClient, headers: dict[str, str], base: str
+) -> None:
+    (url,) = store(client, make_file())
+    answer = client.get(
+        f"{url}/metadata", headers={"Host": "pacs", **headers}, environ_overrides={"SERVER_PORT": "8000"}
+    )
+    assert answer.json[0]["7FE00010"]["BulkDataURI"] == f"{base}{url}/bulkdata/7FE00010"
+
+
 def test_text_that_looks_like_a_bulk_data_uri_stays_text(client: FlaskClient) -> None:
     text = '{"BulkDataURI":"/studies/1.2.3"}'
     (url,) = store(client, make_file(StudyDescription=text))

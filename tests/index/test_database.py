@@ -1,0 +1,171 @@
+"""Connections, durability settings, migrations."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from dicomcloud.errors import Unavailable
+from dicomcloud.index import Index, NewerDatabase, migrate, open_database, pending, revert
+from dicomcloud.index.models import TABLES
+
+from .conftest import MIGRATIONS, new_instance
+
+
+@pytest.mark.parametrize(
+    "url", ["mssql://server/db", "sqlite://", "sqlite:///", "sqlite:///:memory:", "index.db", "postgres:///x", ""]
+)
+def test_unknown_urls_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="not the URL of a database"):
+        open_database(url)
+
+
+def test_a_relative_path_is_one_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    database = open_database("sqlite:///index.db")
+    assert pending(database, MIGRATIONS) == ["0001_initial"]
+    database.close()
+    assert (tmp_path / "index.db").exists()
+
+
+def test_commits_are_synced_and_rows_refer_to_rows(index: Index) -> None:
+    database = index._database
+    assert database.pragma("journal_mode") == "wal"
+    assert database.pragma("synchronous") == 2
+    assert database.pragma("foreign_keys") == 1
+    assert database.pragma("busy_timeout") == 30_000
+    with pytest.raises(sqlite3.IntegrityError), database.write() as connection:
+        connection.execute("INSERT INTO study_modality VALUES (77, 'CT', '')")
+
+
+def test_a_failed_block_leaves_nothing(index: Index) -> None:
+    with pytest.raises(RuntimeError), index._database.write() as connection:
+        connection.execute("UPDATE archive_state SET revision = 77")
+        raise RuntimeError
+    assert index._database.run("SELECT revision FROM archive_state").fetchone() == (0,)
+
+
+def test_a_writer_that_waits_too_long_is_told_so(index: Index, database_url: str) -> None:
+    other = open_database(database_url)
+    other.timeout = 0.05
+    with index._database.write(), pytest.raises(Unavailable, match="busy"):
+        Index(other).add([new_instance()], "reject")
+    other.close()
+
+
+def test_each_thread_has_a_connection_that_stays_open(index: Index) -> None:
+    database = index._database
+    seen = {id(database.connection())}
+    held = [database.connection()]
+
+    def look() -> None:
+        held.append(database.connection())
+        seen.add(id(database.connection()))
+        assert database.connection() is held[-1]
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert len(seen) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_opens_a_connection_of_its_own(index: Index) -> None:
+    parent = index._database.connection()
+
+    def child() -> None:
+        if index._database.connection() is parent or index.counts()["instances"] != 0:
+            os._exit(1)
+        index.add([new_instance()], "reject")
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert index._database.connection() is parent
+    assert index.counts()["instances"] == 1
+
+
+# Migrations
+
+
+def schema(url: str) -> set[tuple[str, str, str]]:
+    database = open_database(url)
+    rows = database.run("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'schema%'").fetchall()
+    database.close()
+    return {(kind, name, sql) for kind, name, sql in rows if not name.startswith("sqlite_")}
+
+
+def test_migrations_go_up_down_and_up_again(database_url: str) -> None:
+    database = open_database(database_url)
+    names = sorted(path.stem for path in MIGRATIONS.glob("[0-9]*.py"))
+    assert pending(database, MIGRATIONS) == names
+    assert migrate(database, MIGRATIONS) == names
+    assert migrate(database, MIGRATIONS) == pending(database, MIGRATIONS) == []
+    first = schema(database_url)
+    assert revert(database, MIGRATIONS, names[0]) == names[::-1]
+    assert schema(database_url) == set()
+    assert migrate(database, MIGRATIONS) == names
+    assert schema(database_url) == first
+    Index(database).add([new_instance()], "reject")
+    database.close()
+
+
+def test_the_models_are_what_the_migrations_make(database_url: str, tmp_path: Path) -> None:
+    database = open_database(database_url)
+    migrate(database, MIGRATIONS)
+    url = f"sqlite:///{(tmp_path / 'models.db').as_posix()}"
+    models = open_database(url)
+    with models.bind_ctx(TABLES):
+        models.create_tables(TABLES)
+    assert schema(url) == schema(database_url)
+    for each in (database, models):
+        each.close()
+
+
+def test_a_newer_database_is_refused(database_url: str) -> None:
+    database = open_database(database_url)
+    migrate(database, MIGRATIONS)
+    database.run("INSERT INTO schema_migration (name, applied) VALUES ('9999_future', '2030-01-01')")
+    with pytest.raises(NewerDatabase, match="9999_future"):
+        migrate(database, MIGRATIONS)
+    with pytest.raises(NewerDatabase):
+        pending(database, MIGRATIONS)
+    database.close()
+
+
+def test_a_failing_migration_leaves_the_database_as_it_was(database_url: str, tmp_path: Path) -> None:
+    folder = tmp_path / "migrations"
+    shutil.copytree(MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "9998_bad.py").write_text("def up(migrator, database):\n    raise RuntimeError('bad')\n")
+    database = open_database(database_url)
+    with pytest.raises(RuntimeError, match="bad"):
+        migrate(database, folder)
+    assert schema(database_url) == set()
+    assert migrate(database, MIGRATIONS) == ["0001_initial"]
+    database.close()
+
+
+def start(url: str) -> None:
+    database = open_database(url)
+    migrate(database, MIGRATIONS)
+    Index(database).counts()
+
+
+def test_processes_that_start_together_migrate_once(database_url: str) -> None:
+    processes = [multiprocessing.get_context("spawn").Process(target=start, args=(database_url,)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 6
+    database = open_database(database_url)
+    assert database.run("SELECT count(*) FROM schema_migration").fetchone() == (1,)
+    database.close()
