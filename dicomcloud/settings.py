@@ -306,7 +306,10 @@ class Settings:
         "info", _choice("debug", "info", "warning", "error"), "How much is written to the log (standard error)."
     )
     shutdown_grace: int = _option(
-        30, _integer(0), "Seconds that transfers under way get to finish when the server is told to stop."
+        30,
+        _integer(0),
+        "Seconds that transfers under way get to finish when the server is told to stop (gunicorn only; waitress stops "
+        "at once).",
     )
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
