@@ -69,17 +69,17 @@ def say(text: str) -> None:
 def load(servers: Sequence[Server], data: Data) -> None:
     """Store the fixed set of data in every server. Raises BadAnswer, OSError."""
     small = list(data.small_instances())
-    extra = [data.multi_frame, data.jpeg_2000[0]]
+    slices, extra = data.slices, [data.multi_frame, data.jpeg_2000[0]]
     for server in servers:
         began = time.perf_counter()
         with contextlib.closing(Connection(server.root)) as connection:
             for start in range(0, len(small), 100):
                 store(connection, small[start : start + 100])
-            for start in range(0, len(data.slices), 50):
-                store(connection, data.slices[start : start + 50])
+            for start in range(0, len(slices), 50):
+                store(connection, slices[start : start + 50])
             for instance in extra:
                 store(connection, [instance])
-        count = len(small) + len(data.slices) + len(extra)
+        count = len(small) + len(slices) + len(extra)
         say(f"  {server.name}: {count:,} instances stored in {time.perf_counter() - began:.1f} s")
 
 
