@@ -717,7 +717,9 @@ def _values(element: Any) -> list[Any]:
     if not isinstance(element, Mapping):
         return []
     values = element.get("Value")
-    return [value for value in values if value not in (None, "", {})] if isinstance(values, list) else []
+    if not isinstance(values, list):
+        return []
+    return [value for value in values if value not in (None, {}) and not (isinstance(value, str) and not value.strip())]
 
 
 @lru_cache(maxsize=128)

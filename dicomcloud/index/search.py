@@ -247,8 +247,7 @@ class Search:
             if len(match.values) == 1 or not pattern.strip("*^"):
                 return None
             coarse, values = self._alphabetic_condition(pattern, column)[:2]
-            self._stored.append((stored, stored_values))
-            return coarse, values
+            return f"({coarse} AND {stored})", values + stored_values
         condition, values, exact = self._alphabetic_condition(pattern, column)
         if not exact:
             condition, values = f"({condition} AND {stored})", values + stored_values
@@ -259,7 +258,8 @@ class Search:
 
     def _alphabetic_condition(self, pattern: str, column: str) -> tuple[str, list[Any], bool]:
         """A condition on the alphabetic group, and whether it is exact or only lets too many pass."""
-        trimmed = pattern.rstrip("^")
+        components = [component if component.strip("*") else "" for component in pattern.split("^")]
+        trimmed = "^".join(components).rstrip("^") if "^" in pattern else pattern
         components = trimmed.split("^")
         wild = "*" in trimmed or "?" in trimmed
         if not wild and all(components):

@@ -45,17 +45,22 @@ def test_commits_are_synced_and_rows_refer_to_rows(index: Index) -> None:
 
 
 def test_a_failed_block_leaves_nothing(index: Index) -> None:
-    with pytest.raises(RuntimeError), index._database.write() as connection:
-        connection.execute("UPDATE archive_state SET revision = 77")
-        raise RuntimeError
+    def fail() -> None:
+        with index._database.write() as connection:
+            connection.execute("UPDATE archive_state SET revision = 77")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert index._database.run("SELECT revision FROM archive_state").fetchone() == (0,)
 
 
 def test_a_writer_that_waits_too_long_is_told_so(index: Index, database_url: str) -> None:
     other = open_database(database_url)
     other.timeout = 0.05
+    waiting = Index(other)
     with index._database.write(), pytest.raises(Unavailable, match="busy"):
-        Index(other).add([new_instance()], "reject")
+        waiting.add([new_instance()], "reject")
     other.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -9,7 +10,8 @@ import pytest
 
 from dicomcloud.dicom.attributes import Level
 from dicomcloud.dicom.query import matches, parse_query
-from dicomcloud.index import Index, SearchResult
+from dicomcloud.errors import BadRequest
+from dicomcloud.index import Index, NewInstance, SearchResult
 
 from .conftest import Find, data_set, new_instance, new_study
 
@@ -180,6 +182,55 @@ def test_sql_and_python_match_alike(studies: Index, find: Find, text: str) -> No
     assert set(uids(find(text))) == {
         uid for uid, attributes in data_sets.items() if all(matches(match, attributes) for match in query.matches)
     }
+
+
+def some(letters: str, random: Random) -> str | None:
+    return "".join(random.choice(letters) for _ in range(random.randint(0, 7))) or None
+
+
+def some_study(number: int, random: Random) -> NewInstance:
+    values = {
+        "PatientName": some("abAü^ =^山", random),
+        "ReferringPhysicianName": some("ab^ ", random),
+        "AccessionNumber": some("aA1%_", random),
+        "StudyDescription": some("aAü% []_", random),
+        "StudyDate": random.choice([None, "20200101", "20200102", "2020.01.02", "2020"]),
+        "StudyTime": random.choice([None, "10", "1015", "235959.5", "00:30:00", "99", "235960"]),
+        "TimezoneOffsetFromUTC": random.choice([None, "+0100", "-0500", "x"]),
+    }
+    return new_study(f"1.{number}", **values)
+
+
+def some_query(random: Random) -> list[tuple[str, str]]:
+    text = random.choice([some("ab^*?=% _üA山^*", random) or "*", '""'])
+    dates = random.choice(["20200101-", "20200101-20200102", "20200102", "-20200102", '""'])
+    times = random.choice(["10-", "1000-1015", "-12", "10", "235960", '""'])
+    text_keys = ["PatientName", "ReferringPhysicianName", "AccessionNumber", "StudyDescription"]
+    pairs = [(random.choice(text_keys), text), ("StudyDate", dates), ("StudyTime", times)]
+    options = [("TimezoneOffsetFromUTC", "+0000"), ("fuzzymatching", "true")]
+    some_options = [option for option in options if random.random() < 0.4]
+    return [random.choice(pairs), ("emptyvaluematching", "true"), *some_options]
+
+
+def test_sql_and_python_match_alike_whatever_is_asked(index: Index) -> None:
+    random = Random(20)
+    new = [some_study(number, random) for number in range(120)]
+    index.add(new, "reject")
+    compared = 0
+    for _ in range(1500):
+        pairs = some_query(random)
+        try:
+            query = parse_query(Level.STUDY, pairs, max_results=1000)
+        except BadRequest:
+            continue
+        expected = {
+            study.attributes["0020000D"]["Value"][0]
+            for study in new
+            if all(matches(match, study.attributes) for match in query.matches)
+        }
+        assert {study for study, _, _ in index.search(query).uids} == expected, pairs
+        compared += bool(expected) and len(expected) < len(new)
+    assert compared > 500
 
 
 def test_a_study_row_has_all_required_attributes_in_order(studies: Index, find: Find) -> None:
