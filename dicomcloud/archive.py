@@ -536,6 +536,10 @@ def _stored(new: NewInstance, outcome: Outcome) -> StoreItem:
         return replace(
             item, message="An instance with other content is stored under this SOP Instance UID; it was kept"
         )
+    if not item.sop_class_uid:
+        return replace(
+            item, warning=WarningReason.DATA_SET_DOES_NOT_MATCH, message="Stored, although it has no SOP Class UID"
+        )
     return item
 
 

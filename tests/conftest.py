@@ -18,8 +18,9 @@ AppMaker = Callable[..., Flask]
 
 
 @pytest.fixture
-def make_app(tmp_path: Path) -> Iterator[AppMaker]:
+def make_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AppMaker]:
     """Applications over one data directory, with the settings given as text, as in the environment."""
+    monkeypatch.chdir(tmp_path)  # away from a dicomcloud.toml of the developer
     made: list[Flask] = []
 
     def make(**settings: Any) -> Flask:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dicomcloud.archive import Archive, StoreItem
-from dicomcloud.errors import FailureReason, Gone, NotFound, Unavailable
+from dicomcloud.errors import FailureReason, Gone, NotFound, Unavailable, WarningReason
 from dicomcloud.index.repository import Outcome
 from tests.data import data_set_bytes, make_dataset, make_file, pydicom_files
 
@@ -75,6 +75,15 @@ def test_an_instance_of_another_study_fails_alone(archive: Archive) -> None:
     items = store(archive, make_file(), make_file(dataset), study=dataset.StudyInstanceUID)
     assert [item.failure for item in items] == [FailureReason.DATA_SET_DOES_NOT_MATCH, None]
     assert items[0].sop_instance_uid
+
+
+def test_an_instance_without_sop_class_is_stored_with_a_warning(archive: Archive) -> None:
+    file = make_file()
+    start = file.index(b"\x08\0\x16\0UI")  # the element in the data set; the File Meta Information loses its own too
+    file = (file[:start] + file[start + 34 :]).replace(b"1.2.840.10008.5.1.4.1.1.2\0", b"\0" * 26)
+    (item,) = store(archive, file)
+    assert (item.failure, item.warning) == (None, WarningReason.DATA_SET_DOES_NOT_MATCH)
+    assert data_set_bytes(content(archive, item)) == data_set_bytes(file)
 
 
 def test_a_data_set_without_preamble_is_completed_and_its_bytes_kept(archive: Archive) -> None:

@@ -1179,6 +1179,8 @@ def _scan(buffer: bytes | mmap.mmap, max_inflated: int, found: _Found) -> Header
         attributes.update(in_order)
     for tag in (0x00080016, 0x00080018, 0x0020000D, 0x0020000E):
         uid = found.text(f"{tag:08X}")
+        if not uid and tag == 0x00080016:
+            continue  # some old files have none; they are found by the other three
         if not uid:
             _invalid(f"{_label(tag)} is missing")
         if not is_uid(uid):

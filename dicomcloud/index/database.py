@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 BUSY_TIMEOUT: Final = 30  # seconds that a writer waits for another one
 
 
-class NewerDatabase(Exception):
+class NewerDatabase(Unavailable):
     """The database was written by a newer version of this program."""
 
 

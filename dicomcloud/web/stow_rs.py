@@ -283,7 +283,7 @@ def _response_module(items: Sequence[StoreItem]) -> dict[str, Any]:
 
 
 def _value(vr: str, value: str | int | None) -> dict[str, Any]:
-    return {"vr": vr} if value is None else {"vr": vr, "Value": [value]}
+    return {"vr": vr} if value in (None, "") else {"vr": vr, "Value": [value]}
 
 
 def _out_of_resources(item: StoreItem) -> bool:

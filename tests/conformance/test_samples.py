@@ -28,7 +28,6 @@ def identity(file: bytes) -> tuple[str, str, str] | None:
     try:
         dataset = pydicom.dcmread(BytesIO(file), force=True, stop_before_pixels=True)
         uids = (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
-        _ = dataset.get("SOPClassUID") or dataset.file_meta.MediaStorageSOPClassUID
     except Exception:
         return None
     return uids if all(uid and set(uid) <= set("0123456789.") for uid in uids) else None
@@ -38,7 +37,7 @@ def identity(file: bytes) -> tuple[str, str, str] | None:
 def test_a_sample_is_stored_found_fetched_and_deleted_or_refused_with_a_reason(server: Any, path: Path) -> None:
     file = path.read_bytes()
     answer = post(server.root, file)
-    if answer.status_code != 200:
+    if answer.status_code not in (200, 202):
         assert answer.status_code == 409, answer.text
         faults = answer.json().get("00081198", answer.json().get("0008119A"))["Value"]
         assert faults[0]["00081197"]["Value"][0] in (0x0110, 0xA900, 0xC000)
