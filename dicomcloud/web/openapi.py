@@ -73,14 +73,15 @@ def add_pages(app: Flask, api: Api) -> None:
     @cache
     def description() -> dict[str, Any]:
         spec: dict[str, Any] = api.spec.to_dict()
-        for path, operations in spec["paths"].items():
+        for operations in spec["paths"].values():
             names = {parameter["name"]: parameter for parameter in UID_PARAMETERS}
             for parameter in operations.get("parameters", []):
                 if parameter["in"] == "path" and parameter["name"] in names:
                     parameter.update(names[parameter["name"]])
             for method, operation in operations.items():
                 if method != "parameters":
-                    operation["operationId"] = _operation_id(operation, path)
+                    operation["operationId"] = _operation_id(operation["summary"])
+                    operation["responses"].pop("default", None)  # of flask-smorest, whose faults are not ours
         return spec
 
     def openapi_document() -> Response:
@@ -91,9 +92,8 @@ def add_pages(app: Flask, api: Api) -> None:
     app.register_blueprint(pages)
 
 
-def _operation_id(operation: dict[str, Any], path: str) -> str:
-    words = "".join(char if char.isalnum() else " " for char in operation["summary"].lower()).split()
-    return "_".join(words)
+def _operation_id(summary: str) -> str:
+    return "_".join("".join(char if char.isalnum() else " " for char in summary.lower()).split())
 
 
 @pages.route("/swagger")

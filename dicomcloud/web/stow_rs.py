@@ -75,13 +75,13 @@ _DOC: dict[str, Any] = {
 
 
 @blueprint.route("/studies", methods=["POST"])
-@blueprint.doc(summary="Store instances", **_DOC)
+@blueprint.doc(summary="Store Instances", **_DOC)
 def store_instances() -> Response:
     return _store(None)
 
 
 @blueprint.route("/studies/<study>", methods=["POST"])
-@blueprint.doc(summary="Store instances of one study; those of another study fail", **_DOC)
+@blueprint.doc(summary="Store Instances of one study; those of another study fail", **_DOC)
 def store_instances_of_study(study: str) -> Response:
     return _store(study)
 
