@@ -9,6 +9,7 @@ PS3.18 8.3.4 gives the grammar, PS3.4 C.2.2.2 the types of matching. What the St
 - A date or time matches at the precision it is given in: `StudyTime=10` is the whole hour, `-1200` ends with
   12:00:59.999999.
 - An attribute stored empty matches an empty key only, never a value (PS3.4 C.2.2.1.2 would let it).
+- Private attributes match exactly, as text, with wildcards.
 - `,` and `\\` separate alternatives of UIDs and code strings; elsewhere a key has one value.
 """
 
@@ -49,7 +50,8 @@ MODALITIES_IN_STUDY: Final = 0x00080061
 REFERRING_PHYSICIAN: Final = 0x00080090
 PATIENT_NAME: Final = 0x00100010
 
-_WILDCARD_VRS: Final = frozenset(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"))  # PS3.4 C.2.2.2.4
+# PS3.4 C.2.2.2.4; UN stands for private attributes, whose own VR is known only where they are stored.
+_WILDCARD_VRS: Final = frozenset(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UN", "UR", "UT"))
 _LIST_VRS: Final = frozenset(("CS", "UI"))
 _MULTIPLE_VRS: Final = frozenset(("AE", "AS", "AT", "CS", "LO", "PN", "SH", "UC"))  # PS3.4 C.2.2.2.8
 _FOLDED_VRS: Final = frozenset(("LO", "SH", "ST", "LT", "UC", "UT"))
@@ -729,8 +731,11 @@ def _test(match: Match) -> _Test:
 
 def _any_text(key: str, normalised: Callable[[str], str], accepts: Callable[[str], bool]) -> _Test:
     def test(attributes: Mapping[str, Any], offset: int | None) -> bool:
-        element = attributes.get(key)
-        texts = [normalised(str(value)) for value in _values(element)] if element else []
+        element = attributes.get(key) or {}
+        values = _values(element)
+        if values and element["vr"] == "PN":  # a private name; those of the dictionary have a test of their own
+            values = [group for value in values for group in value.values()]
+        texts = [normalised(str(value)) for value in values]
         return any(map(accepts, texts)) or (len(texts) > 1 and accepts("\\".join(texts)))
 
     return test

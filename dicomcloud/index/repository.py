@@ -129,7 +129,7 @@ _level_cache: dict[str, Level | None] = {}
 
 
 def _split(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The attributes of the study and of the series. A BulkDataURI would name one instance's bytes: left out."""
+    """The attributes of the study and of the series. Bulk data are one instance's: left out."""
     study: dict[str, Any] = {}
     series: dict[str, Any] = {}
     for key, element in attributes.items():
@@ -150,7 +150,17 @@ def _split(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
 
 
 def _json(attributes: Mapping[str, Any]) -> str:
-    return orjson.dumps(attributes).decode()
+    text = orjson.dumps(attributes).decode()
+    if '"BulkDataURI"' in text:  # inside a sequence
+        text = orjson.dumps({key: _without_bulk_data(element) for key, element in attributes.items()}).decode()
+    return text
+
+
+def _without_bulk_data(element: _Element) -> dict[str, Any]:
+    if element["vr"] != "SQ":
+        return {key: value for key, value in element.items() if key != "BulkDataURI"}
+    items = ({key: _without_bulk_data(inner) for key, inner in item.items()} for item in element.get("Value", ()))
+    return {**element, "Value": list(items)} if "Value" in element else dict(element)
 
 
 def _uid(attributes: Mapping[str, Any], key: str) -> str:

@@ -328,6 +328,8 @@ SEQUENCE = {
         ("FrameIncrementPointer=00181063", {"00280009": {"vr": "AT", "Value": ["00181063"]}}, True),
         ("RetrieveURI=http://x", {}, None),
         ("00091001=x", {"00091001": {"vr": "LO", "Value": ["x"]}}, True),
+        ("00091001=x*", {"00091001": {"vr": "LO", "Value": ["xyz"]}}, True),
+        ("00091001=Doe^J", {"00091001": {"vr": "PN", "Value": [{"Alphabetic": "Doe^J"}]}}, True),
         # sequences
         ("RequestAttributesSequence.ScheduledProcedureStepID=B", {"00400275": SEQUENCE}, True),
         ("RequestAttributesSequence.00400009=A&00400275.00401001=2", {"00400275": SEQUENCE}, False),
