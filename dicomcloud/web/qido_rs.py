@@ -13,7 +13,7 @@ from ..dicom.attributes import INDEXED_ATTRIBUTES, Level, json_key
 from ..dicom.query import Query, parse_query
 from .negotiation import Offer, negotiate
 from .openapi import DATA_SETS, content, faults, query
-from .responses import DICOM_JSON, dicom_json, warning
+from .responses import DICOM_JSON, dicom_json, warning, with_bulk_data_urls
 from .service import check_uids, current_service, server_url, service_url
 
 blueprint = Blueprint("QIDO-RS", __name__, description="Search (PS3.18 10.6)")
@@ -106,6 +106,8 @@ def _search(level: Level, study: str | None = None, series: str | None = None) -
     base = service_url()
     body = [_with_retrieve_url(row, base) for row in result.rows]
     response = dicom_json(body) if body or service.empty_search_status == 200 else Response(status=204)
+    if level is Level.INSTANCE:
+        response.set_data(with_bulk_data_urls(response.get_data(), base))
     response.headers["X-Total-Count"] = str(result.total)
     if links := _links(asked, result.total, pairs):
         response.headers["Link"] = links

@@ -26,6 +26,14 @@ def dicom_json(body: Any, status: int = 200, headers: Mapping[str, str] | None =
     return response
 
 
+def with_bulk_data_urls(document: bytes, base: str) -> bytes:
+    """A DICOM JSON text of the archive, which names bulk data from the service root, with full URLs.
+
+    No text inside a JSON string has this form: its quotes would be escaped.
+    """
+    return document.replace(b'"BulkDataURI":"/', b'"BulkDataURI":"' + base.encode() + b"/")
+
+
 def warning(text: str) -> str:
     """The value of a Warning header: `299 <service>: <text>` (PS3.18 8.3.4)."""
     line = " ".join(text.split()).encode("ascii", "replace").decode("ascii")

@@ -35,6 +35,11 @@ def test_search_answers_under_every_root(client: FlaskClient, stored: dict[str, 
         assert (answer.status_code, len(answer.json)) == (200, 1)
 
 
+def test_bulk_data_in_search_results_has_full_urls(client: FlaskClient, stored: dict[str, str]) -> None:
+    (found,) = client.get("/dicomweb/instances?includefield=all").json
+    assert found["7FE00010"]["BulkDataURI"] == f"http://localhost/dicomweb{instance_path(stored)}/bulkdata/7FE00010"
+
+
 @pytest.mark.parametrize("root", ["/dicomweb", "/api", "/wadors"])
 def test_retrieve_answers_under_every_root(client: FlaskClient, stored: dict[str, str], root: str) -> None:
     for tail in ("", "/", "/metadata", "/metadata/", "/frames/1/", "/bulkdata/7FE00010"):
