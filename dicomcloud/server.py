@@ -67,7 +67,7 @@ def gunicorn_options(settings: Settings) -> dict[str, Any]:
         "control_socket_disable": True,
         "loglevel": settings.log_level if settings.log_level != "info" else "warning",
         "pre_request": limit_silence,
-        "post_worker_init": _settle,
+        "post_worker_init": lambda _worker: _settle(),
     }
 
 
@@ -109,10 +109,10 @@ def _run_waitress(listener: socket.socket, settings: Settings, create_app: Calla
     )
 
 
-def _settle(*_: object) -> None:
+def _settle() -> None:
     """The application is made: what it consists of stays, and garbage is looked for more rarely.
 
-    A long list of results is many small objects; with Python's own thresholds collecting them costs more than the search.
+    A list of results is many small objects; with Python's own thresholds their collection costs more than the search.
     """
     gc.collect()
     gc.freeze()
