@@ -22,7 +22,7 @@ Buffer = bytes | bytearray | memoryview
 
 PIECE = 1 << 20  # bytes read from the client at a time; 8 KiB would cost gunicorn six times the CPU
 _GZIP_PIECE = 64 << 10  # small, because what follows a gzip member is copied once for every member
-OUT_PIECE = 128 << 10  # the most that is handed to the server at a time
+OUT_PIECE = 256 << 10  # the most that is handed to the server at a time; smaller ones cost more system calls
 MAX_PART_HEADER = 16 << 10
 MAX_PREAMBLE = 1 << 20
 MAX_PARTS = 100_000
@@ -452,7 +452,7 @@ def _close(source: object) -> None:
         close()
 
 
-def read_in_pieces(file: BinaryIO, size: int | None = None, piece: int = OUT_PIECE // 2) -> Iterator[bytes]:
+def read_in_pieces(file: BinaryIO, size: int | None = None, piece: int = OUT_PIECE) -> Iterator[bytes]:
     """The next `size` bytes of a file (all that is left when None) in pieces; the file is closed afterwards."""
     with file:
         while size is None or size > 0:
