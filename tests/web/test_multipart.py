@@ -316,8 +316,8 @@ class _Source:
 
 
 def test_a_source_is_opened_when_its_turn_comes_and_closed_after_it():
-    sources = [_Source(bytes(100_000)) for _ in range(3)]
-    pieces = iter(MultipartBody("a/b", [OutgoingPart({}, 100_000, source) for source in sources]))
+    sources = [_Source(bytes(200_000)) for _ in range(3)]
+    pieces = iter(MultipartBody("a/b", [OutgoingPart({}, 200_000, source) for source in sources]))
     for _ in range(2):
         next(pieces)
     assert [(source.opened, source.closed) for source in sources] == [(True, True), (True, False), (False, False)]
