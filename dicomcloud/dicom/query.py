@@ -1,32 +1,19 @@
-"""QIDO-RS queries: parameters of a search → Query, and matching of stored attributes in plain Python.
+"""QIDO-RS queries: the parameters of a search become a `Query`.
 
-PS3.18 8.3.4 gives the grammar, PS3.4 C.2.2.2 the types of matching. What the Standard leaves open is decided so:
+PS3.18 8.3.4 gives the grammar; `matching` says what matches. What the Standard leaves open is decided so:
 
-- Person names and text (LO SH ST LT UC UT) match without regard to case and accents; identifiers (keywords that end in
-  ID, Number, CodeValue or Designator, and issuers), AE, AS, CS, UI and UR match exactly. Blanks around a value do not
-  count.
-- Numbers match by their value: `007`, `7` and `7.0` are one.
 - A date or time matches at the precision it is given in: `StudyTime=10` is the whole hour, `-1200` ends with
   12:00:59.999999.
-- An attribute stored empty matches an empty key only, never a value (PS3.4 C.2.2.1.2 would let it).
-- Private attributes match exactly, as text, with wildcards.
 - `,` and `\\` separate alternatives of UIDs and code strings; elsewhere a key has one value.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import struct
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime, timedelta
-from enum import StrEnum
-from functools import lru_cache
-from typing import Any, Final, cast
-
-import jellyfish
+from datetime import date, datetime
+from typing import Final, cast
 
 from dicomcloud.dicom.attributes import (
     EVERY_LEVEL,
@@ -34,18 +21,32 @@ from dicomcloud.dicom.attributes import (
     is_multi_valued,
     is_uid,
     json_key,
-    keyword_of,
     level_of,
     tag_of,
     vr_of,
 )
+from dicomcloud.dicom.comparison import (
+    DATETIME_FORM,
+    DAY_END,
+    DAY_START,
+    EARLIEST,
+    LATEST,
+    TIME_FORM,
+    fill_digits,
+    fold,
+    fold_name,
+    normalise,
+    number_of,
+    offset_minutes,
+    shift,
+    time_of_date,
+)
+from dicomcloud.dicom.matching import BINARY_VRS, TIMEZONE, Kind, Match
 from dicomcloud.errors import BadRequest
 
 MAX_VALUE_LENGTH: Final = 4096  # characters of one matching value that is no list of UIDs
 MAX_UIDS: Final = 1000
 MAX_KEYS: Final = 256
-
-TIMEZONE: Final = 0x00080201
 MODALITIES_IN_STUDY: Final = 0x00080061
 REFERRING_PHYSICIAN: Final = 0x00080090
 PATIENT_NAME: Final = 0x00100010
@@ -54,10 +55,8 @@ PATIENT_NAME: Final = 0x00100010
 _WILDCARD_VRS: Final = frozenset(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UN", "UR", "UT"))
 _LIST_VRS: Final = frozenset(("CS", "UI"))
 _MULTIPLE_VRS: Final = frozenset(("AE", "AS", "AT", "CS", "LO", "PN", "SH", "UC"))  # PS3.4 C.2.2.2.8
-_FOLDED_VRS: Final = frozenset(("LO", "SH", "ST", "LT", "UC", "UT"))
 _INTEGER_VRS: Final = frozenset(("IS", "SL", "SS", "SV", "UL", "US", "UV"))
 _NUMBER_VRS: Final = _INTEGER_VRS | {"DS", "FD", "FL"}
-_BINARY_VRS: Final = frozenset(("OB", "OD", "OF", "OL", "OV", "OW"))
 
 # Answered by this server, not stored: counts, availability, where to retrieve from; and what is no key (PS3.4 C.2.2.2).
 _NEVER_MATCHED: Final = frozenset(
@@ -66,61 +65,6 @@ _NEVER_MATCHED: Final = frozenset(
 )
 # Parameters of the server (negotiation, PS3.18 8.3.3) that are no business of a query.
 _OTHER_PARAMETERS: Final = frozenset(("accept", "charset"))
-
-
-class Kind(StrEnum):
-    """How a key matches (PS3.4 C.2.2.2)."""
-
-    EQUAL = "equal"  # one of `values`
-    ALL = "all"  # each of `values` is among the stored ones (Multiple Value Matching)
-    NUMBER = "number"  # one of `values`, by its numerical value
-    WILDCARD = "wildcard"
-    RANGE = "range"
-    NAME = "name"
-    FUZZY = "fuzzy"
-    EMPTY = "empty"
-    SEQUENCE = "sequence"  # one item matches all of `items`
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """One matching key. Values are normalised as `normalise` does.
-
-    RANGE: `low` ≤ stored ≤ `high`, digits of DA and DT YYYYMMDDHHMMSSFFFFFF, of TM HHMMSSFFFFFF ('' if open). A date
-    has the tag of its time in `time_tag`; date and time of one event given together are one interval. `offset`: minutes
-    from UTC in which the bounds are meant, None when the query does not say.
-    """
-
-    tag: int
-    vr: str
-    level: Level
-    kind: Kind
-    values: tuple[str, ...] = ()
-    low: str = ""
-    high: str = ""
-    time_tag: int = 0
-    offset: int | None = None
-    items: tuple[Match, ...] = ()
-
-    def encode(self) -> str:
-        """As text that `decode_match` takes back: the form in which a match is handed to the database."""
-        return json.dumps(_plain(self), ensure_ascii=False, separators=(",", ":"))
-
-
-def _plain(match: Match) -> list[Any]:
-    row = [match.tag, match.vr, match.level, match.kind, match.values, match.low, match.high, match.time_tag]
-    return [*row, match.offset, [_plain(item) for item in match.items]]
-
-
-def _match_of(row: list[Any]) -> Match:
-    tag, vr, level, kind, values, low, high, time_tag, offset, items = row
-    nested = tuple(_match_of(item) for item in items)
-    return Match(tag, vr, Level(level), Kind(kind), tuple(values), low, high, time_tag, offset, nested)
-
-
-@lru_cache(maxsize=64)
-def decode_match(text: str) -> Match:
-    return _match_of(json.loads(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,168 +84,6 @@ class Query:
     limit: int = 100
     offset: int = 0
     warnings: tuple[str, ...] = field(default=())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Normalised text
-
-_NO_DECOMPOSITION = str.maketrans(
-    {"ø": "o", "ł": "l", "đ": "d", "ħ": "h", "ı": "i", "æ": "ae", "œ": "oe", "þ": "th", "ð": "d"}
-)
-
-
-def fold(text: str) -> str:
-    """Text without case, accents and width: NFKD without marks, casefolded. 'Müller' and 'MULLER' become one."""
-    if text.isascii():
-        return text.lower()
-    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    return "".join(c for c in decomposed if not unicodedata.combining(c)).translate(_NO_DECOMPOSITION)
-
-
-def fold_name(group: str) -> str:
-    """One component group of a name, folded, without blanks around components and empty components at the end."""
-    return "^".join(component.strip() for component in fold(group).split("^")).rstrip("^")
-
-
-def name_groups(value: Any) -> tuple[str, str, str]:
-    """Alphabetic, ideographic and phonetic group of a PN of the DICOM JSON Model, folded; '' where there is none."""
-    if isinstance(value, Mapping):
-        return (
-            fold_name(str(value.get("Alphabetic") or "")),
-            fold_name(str(value.get("Ideographic") or "")),
-            fold_name(str(value.get("Phonetic") or "")),
-        )
-    groups = [fold_name(group) for group in str(value or "").split("=")[:3]]
-    return cast("tuple[str, str, str]", tuple(groups + [""] * (3 - len(groups))))
-
-
-_TOKEN_BREAK = re.compile(r"[\s^=,.;/_'’()-]+")
-
-
-def name_tokens(text: str) -> list[str]:
-    """The words of a folded name, each once."""
-    return list(dict.fromkeys(token for token in _TOKEN_BREAK.split(text) if token))
-
-
-@lru_cache(maxsize=8192)
-def phonetic_code(token: str) -> str:
-    """Metaphone code of a folded token; '' when it has letters that Metaphone does not know."""
-    return jellyfish.metaphone(token) if len(token) <= 64 and token.isascii() and token.isalpha() else ""
-
-
-_IDENTIFIER = re.compile(r"(?:ID|IDs|Number|Numbers|CodeValue|Designator)\Z|\AIssuerOf")
-
-
-@lru_cache(maxsize=4096)
-def is_folded(tag: int, vr: str) -> bool:
-    """Whether text of this attribute matches without regard to case and accents."""
-    return vr in _FOLDED_VRS and not _IDENTIFIER.search(keyword_of(tag))
-
-
-def normalise(tag: int, vr: str, text: str) -> str:
-    """A value in the form in which it is compared: no blanks around it, folded if `is_folded`."""
-    text = text.strip()
-    return fold(text) if is_folded(tag, vr) else text
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Dates and times as digits
-
-_EARLIEST: Final = "0"
-_LATEST: Final = "9" * 20
-_DAY_END: Final = "235959999999"
-_DAY_START: Final = "000000000000"
-_TIME = re.compile(r"([01]\d|2[0-3])(?:([0-5]\d)(?:([0-5]\d|60)(?:\.(\d{1,6}))?)?)?", re.ASCII)
-_DATETIME = re.compile(r"(\d{4,14})(?:\.(\d{1,6}))?([+-]\d{4})?", re.ASCII)
-_OFFSET = re.compile(r"([+-])(\d\d)([0-5]\d)", re.ASCII)
-
-
-def date_digits(text: str) -> str:
-    """A stored DA as YYYYMMDD (also from YYYY.MM.DD of ACR-NEMA); '' if it is no date."""
-    digits = text.strip()
-    if len(digits) == 10:
-        digits = digits.replace(".", "")
-    if len(digits) != 8 or not (digits.isascii() and digits.isdigit()):
-        return ""
-    return digits if "01" <= digits[4:6] <= "12" and "01" <= digits[6:8] <= "31" else ""
-
-
-def time_digits(text: str) -> str:
-    """A stored TM as HHMMSSFFFFFF, missing parts 0 (also from HH:MM:SS of ACR-NEMA); '' if it is no time."""
-    found = _TIME.fullmatch(text.strip().replace(":", ""))
-    if found is None:
-        return ""
-    hour, minute, second, fraction = found.groups()
-    return f"{hour}{minute or '00'}{second or '00'}{(fraction or '').ljust(6, '0')}"
-
-
-def offset_minutes(text: str) -> int | None:
-    """±HHMM of Timezone Offset From UTC as minutes; None if it is none (PS3.3 C.12.1.1.8: -1200 to +1400)."""
-    found = _OFFSET.fullmatch(text.strip())
-    if found is None:
-        return None
-    minutes = int(found[2]) * 60 + int(found[3])
-    minutes = -minutes if found[1] == "-" else minutes
-    return minutes if -720 <= minutes <= 840 else None
-
-
-def shift(stamp: str, minutes: int) -> str:
-    """YYYYMMDDHHMMSSFFFFFF moved by minutes; open bounds and what is no date stay as they are."""
-    if not minutes or len(stamp) != 20 or stamp == _LATEST:
-        return stamp
-    try:
-        moment = datetime(
-            int(stamp[:4]),
-            int(stamp[4:6]),
-            int(stamp[6:8]),
-            int(stamp[8:10]),
-            int(stamp[10:12]),
-            min(int(stamp[12:14]), 59),
-            int(stamp[14:]),
-        ) + timedelta(minutes=minutes)
-    except (ValueError, OverflowError):
-        return stamp
-    return f"{moment.year:04d}{moment:%m%d%H%M%S}{moment.microsecond:06d}"
-
-
-def _shift_time(digits: str, minutes: int) -> str:
-    total = (int(digits[:2]) * 60 + int(digits[2:4]) + minutes) % 1440
-    return f"{total // 60:02d}{total % 60:02d}{digits[4:]}"
-
-
-def _fill(digits: str, fraction: str, *, last: bool) -> str:
-    """YYYY… of any precision filled up to 20 digits: with the first or the last moment it stands for."""
-    if len(digits) == 14:
-        return digits + fraction.ljust(6, "9" if last else "0")
-    if not last:
-        return (digits + "00000101000000"[len(digits) :] if len(digits) < 8 else digits.ljust(14, "0")) + "000000"
-    if len(digits) == 4:
-        digits += "12"
-    if len(digits) == 6:
-        year, month = int(digits[:4]), int(digits[4:])
-        following = date(year + month // 12, month % 12 + 1, 1) if (year, month) < (9999, 12) else None
-        digits += f"{(following - timedelta(days=1)).day:02d}" if following else "31"
-    return digits + "235959"[len(digits) - 8 :] + "999999"
-
-
-def datetime_digits(text: str) -> tuple[str, int | None]:
-    """A stored DT as 20 digits (missing parts at their start) and its own offset in minutes; ('', None) if no DT."""
-    found = _DATETIME.fullmatch(text.strip())
-    if found is None or len(found[1]) % 2:
-        return "", None
-    return _fill(found[1], found[2] or "", last=False), offset_minutes(found[3] or "")
-
-
-@lru_cache(maxsize=256)
-def _time_of_date(tag: int) -> int:
-    """The tag of the time that belongs to a date: StudyDate → StudyTime. 0 if there is none."""
-    keyword = keyword_of(tag)
-    time = tag_of(keyword[:-4] + "Time") if keyword.endswith("Date") else None
-    return time if time is not None and vr_of(time) == "TM" else 0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Parsing
 
 
 @dataclass(slots=True)
@@ -507,8 +289,8 @@ def _combine_dates_and_times(found: dict[tuple[int, ...], Match], keys: Mapping[
         key = keys[(*path[:-1], dates.time_tag)]
         if "-" not in key.value:
             continue  # one time of day on each of the days
-        low = dates.low if dates.low == _EARLIEST else dates.low[:8] + (times.low or _DAY_START)
-        high = dates.high if dates.high == _LATEST else dates.high[:8] + (times.high or _DAY_END)
+        low = dates.low if dates.low == EARLIEST else dates.low[:8] + (times.low or DAY_START)
+        high = dates.high if dates.high == LATEST else dates.high[:8] + (times.high or DAY_END)
         if low > high:
             raise BadRequest(f"The range of {keys[path].name} and {key.name} ends before it begins.")
         found[path] = replace(dates, low=low, high=high)
@@ -529,7 +311,7 @@ def _parse_match(key: _Key, tag: int, level: Level, options: _Options) -> Match 
         return Match(tag, vr, level, Kind.EQUAL, _uids(key, value))
     if len(value) > MAX_VALUE_LENGTH:
         raise BadRequest(f"The value of {key.name} is longer than {MAX_VALUE_LENGTH} characters.")
-    if vr == "SQ" or vr in _BINARY_VRS:
+    if vr == "SQ" or vr in BINARY_VRS:
         raise _Unmatched
     if vr in ("DA", "TM", "DT"):
         return _RANGES[vr](key, value, tag, level, options)
@@ -590,28 +372,9 @@ def _uids(key: _Key, value: str) -> tuple[str, ...]:
 
 
 def _number_text(key: _Key, value: str, vr: str) -> str:
-    if _number(value) is None or (vr in _INTEGER_VRS and not re.fullmatch(r"[+-]?\d{1,20}", value, re.ASCII)):
+    if number_of(value) is None or (vr in _INTEGER_VRS and not re.fullmatch(r"[+-]?\d{1,20}", value, re.ASCII)):
         raise BadRequest(f"{_shown(value)!r} of {key.name} is not a number as VR {vr} takes it.")
     return value
-
-
-def _number(value: Any) -> int | float | None:
-    """The number that a value of the DICOM JSON Model is, whole ones as int; None if it is none."""
-    if isinstance(value, int):
-        return value
-    if isinstance(value, str):
-        value = value.strip()
-        if not value.isascii() or "_" in value or len(value) > 64:
-            return None
-    try:
-        number = float(value)
-        if isinstance(value, str) and abs(number) >= 2**53 and value.lstrip("+-").isdigit():
-            return int(value)
-    except (TypeError, ValueError):
-        return None
-    if number != number or number in (float("inf"), float("-inf")):
-        return None
-    return int(number) if number.is_integer() else number
 
 
 def _bounds(key: _Key, value: str) -> tuple[str, str]:
@@ -634,17 +397,17 @@ def _date_match(key: _Key, value: str, tag: int, level: Level, options: _Options
         return text
 
     first, last = _bounds(key, value)
-    low = parse(first) + _DAY_START if first else _EARLIEST
-    high = parse(last) + _DAY_END if last else _LATEST
+    low = parse(first) + DAY_START if first else EARLIEST
+    high = parse(last) + DAY_END if last else LATEST
     if low > high:
         raise BadRequest(f"The range {_shown(value)!r} of {key.name} ends before it begins.")
-    time_tag = _time_of_date(tag)
+    time_tag = time_of_date(tag)
     return Match(tag, "DA", level, Kind.RANGE, (), low, high, time_tag, options.offset if time_tag else None)
 
 
 def _time_match(key: _Key, value: str, tag: int, level: Level, options: _Options) -> Match:
     def parse(text: str, *, last: bool) -> str:
-        found = _TIME.fullmatch(text)
+        found = TIME_FORM.fullmatch(text)
         if found is None:
             raise BadRequest(f"{_shown(text)!r} of {key.name} is not a time of the form HHMMSS.FFFFFF.")
         filler = "59" if last else "00"
@@ -661,12 +424,12 @@ def _datetime_match(key: _Key, value: str, tag: int, level: Level, options: _Opt
     value = value.replace(" ", "+")  # an unescaped + arrives as a blank
 
     def parse(text: str, *, last: bool) -> tuple[str, int | None]:
-        found = _DATETIME.fullmatch(text)
+        found = DATETIME_FORM.fullmatch(text)
         offset = offset_minutes(found[3]) if found and found[3] else None
         try:
             if found is None or len(found[1]) % 2 or (found[3] and offset is None) or (found[2] and len(found[1]) < 14):
                 raise ValueError
-            digits = _fill(found[1], found[2] or "", last=last)
+            digits = fill_digits(found[1], found[2] or "", last=last)
             datetime(*(int(digits[a:b]) for a, b in ((0, 4), (4, 6), (6, 8), (8, 10), (10, 12))))  # type: ignore[arg-type]
             if digits[12:14] > "60":
                 raise ValueError
@@ -674,7 +437,7 @@ def _datetime_match(key: _Key, value: str, tag: int, level: Level, options: _Opt
             raise BadRequest(f"{_shown(text)!r} of {key.name} is not a date and time.") from None
         return digits, offset
 
-    single = _DATETIME.fullmatch(value)
+    single = DATETIME_FORM.fullmatch(value)
     if single and (single[3] is None or offset_minutes(single[3]) is not None):
         first = last = value  # PS3.4 C.2.2.2.5.2: what can be an offset is one
     else:
@@ -684,8 +447,8 @@ def _datetime_match(key: _Key, value: str, tag: int, level: Level, options: _Opt
         if split is None or value == "-":
             raise BadRequest(f"{_shown(value)!r} of {key.name} is not a date and time or a range of them.")
         first, last = split[1] or "", split[2] or ""
-    low, low_offset = parse(first, last=False) if first else (_EARLIEST, None)
-    high, high_offset = parse(last, last=True) if last else (_LATEST, None)
+    low, low_offset = parse(first, last=False) if first else (EARLIEST, None)
+    high, high_offset = parse(last, last=True) if last else (LATEST, None)
     offset = next((o for o in (low_offset, high_offset, options.offset) if o is not None), None)
     if offset is not None and high_offset is not None:
         high = shift(high, offset - high_offset)
@@ -698,222 +461,4 @@ _RANGES: Final[dict[str, Callable[[_Key, str, int, Level, _Options], Match]]] = 
     "DA": _date_match,
     "TM": _time_match,
     "DT": _datetime_match,
-}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Matching in Python: attributes of the DICOM JSON Model, and the offset from UTC of the data set they are part of
-
-_Test = Callable[[Mapping[str, Any], "int | None"], bool]
-
-
-def matches(match: Match, attributes: Mapping[str, Any]) -> bool:
-    """Whether attributes of the DICOM JSON Model fulfil the match, for every VR and for sequences at any depth."""
-    zone = attributes.get("00080201")
-    texts = _values(zone) if zone else ()
-    return _test(match)(attributes, offset_minutes(str(texts[0])) if texts else None)
-
-
-def _values(element: Any) -> list[Any]:
-    """The values of an element that are not empty."""
-    if not isinstance(element, Mapping):
-        return []
-    values = element.get("Value")
-    if not isinstance(values, list):
-        return []
-    return [value for value in values if value not in (None, {}) and not (isinstance(value, str) and not value.strip())]
-
-
-@lru_cache(maxsize=128)
-def _test(match: Match) -> _Test:
-    return _TESTS[match.kind](match, json_key(match.tag))
-
-
-def _any_text(key: str, normalised: Callable[[str], str], accepts: Callable[[str], bool]) -> _Test:
-    def test(attributes: Mapping[str, Any], offset: int | None) -> bool:
-        element = attributes.get(key) or {}
-        values = _values(element)
-        if values and element["vr"] == "PN":  # a private name; those of the dictionary have a test of their own
-            values = [group for value in values for group in value.values()]
-        texts = [normalised(str(value)) for value in values]
-        return any(map(accepts, texts)) or (len(texts) > 1 and accepts("\\".join(texts)))
-
-    return test
-
-
-def _normaliser(match: Match) -> Callable[[str], str]:
-    return lambda text: normalise(match.tag, match.vr, text)
-
-
-def _test_equal(match: Match, key: str) -> _Test:
-    return _any_text(key, _normaliser(match), frozenset(match.values).__contains__)
-
-
-def _test_wildcard(match: Match, key: str) -> _Test:
-    accepts = [wildcard_test(pattern) for pattern in match.values]
-    return _any_text(key, _normaliser(match), lambda text: any(accept(text) for accept in accepts))
-
-
-def _test_all(match: Match, key: str) -> _Test:
-    wanted = frozenset(match.values)
-
-    def test(attributes: Mapping[str, Any], offset: int | None) -> bool:
-        values = _values(attributes.get(key))
-        if match.vr == "PN":
-            return wanted <= {group for value in values for group in name_groups(value)}
-        return wanted <= {normalise(match.tag, match.vr, str(value)) for value in values}
-
-    return test
-
-
-def _test_number(match: Match, key: str) -> _Test:
-    def narrow(number: int | float | None) -> int | float | None:
-        if match.vr == "FL" and number is not None:
-            try:
-                return cast("float", struct.unpack("<f", struct.pack("<f", number))[0])
-            except OverflowError:
-                return number
-        return number
-
-    wanted = {narrow(_number(value)) for value in match.values}
-    return lambda attributes, offset: any(narrow(_number(value)) in wanted for value in _values(attributes.get(key)))
-
-
-def _test_empty(match: Match, key: str) -> _Test:
-    def test(attributes: Mapping[str, Any], offset: int | None) -> bool:
-        element = attributes.get(key)
-        return not _values(element) and not (element and ("InlineBinary" in element or "BulkDataURI" in element))
-
-    return test
-
-
-def _test_sequence(match: Match, key: str) -> _Test:
-    tests = [_test(item) for item in match.items]
-
-    def test(attributes: Mapping[str, Any], offset: int | None) -> bool:
-        items = (item for item in _values(attributes.get(key)) if isinstance(item, Mapping))
-        return any(all(inner(item, offset) for inner in tests) for item in items)
-
-    return test
-
-
-def matching_items(match: Match, element: Mapping[str, Any]) -> dict[str, Any]:
-    """The sequence element with only the items that match: what a result carries (PS3.4 C.2.2.2.6)."""
-    tests = [_test(item) for item in match.items]
-    items = [item for item in _values(element) if all(inner(item, None) for inner in tests)]
-    return {"vr": "SQ", "Value": items} if items else dict(element)
-
-
-def _test_range(match: Match, key: str) -> _Test:
-    low, high, wanted_offset = match.low, match.high, match.offset
-    time_key = json_key(match.time_tag)
-
-    def of_date(attributes: Mapping[str, Any], offset: int | None) -> bool:
-        for value in _values(attributes.get(key)):
-            digits = date_digits(str(value))
-            times = _values(attributes.get(time_key)) if match.time_tag else ()
-            time = time_digits(str(times[0])) if times else ""
-            stamp = digits + (time or _DAY_START)
-            if wanted_offset is not None and offset is not None and time:
-                stamp = shift(stamp, wanted_offset - offset)
-            if digits and low <= stamp <= high:
-                return True
-        return False
-
-    def of_time(attributes: Mapping[str, Any], offset: int | None) -> bool:
-        for value in _values(attributes.get(key)):
-            digits = time_digits(str(value))
-            if digits and wanted_offset is not None and offset is not None:
-                digits = _shift_time(digits, wanted_offset - offset)
-            if digits and low <= digits and (not high or digits <= high):
-                return True
-        return False
-
-    def of_datetime(attributes: Mapping[str, Any], offset: int | None) -> bool:
-        for value in _values(attributes.get(key)):
-            digits, own_offset = datetime_digits(str(value))
-            own_offset = offset if own_offset is None else own_offset
-            if wanted_offset is not None and own_offset is not None:
-                digits = shift(digits, wanted_offset - own_offset)
-            if digits and low <= digits <= high:
-                return True
-        return False
-
-    return {"DA": of_date, "TM": of_time}.get(match.vr, of_datetime)
-
-
-def _test_name(match: Match, key: str) -> _Test:
-    accepts = name_test(match)
-    return lambda attributes, offset: any(accepts(name_groups(value)) for value in _values(attributes.get(key)))
-
-
-def name_test(match: Match) -> Callable[[tuple[str, str, str]], bool]:
-    """The test of a NAME or FUZZY match on the folded component groups of a name.
-
-    Without `=` in the query any group may match, else group by group, an empty one matching everything.
-    """
-    literal = [_group_test(group) if group.strip("*^") else None for group in match.values]
-
-    def by_group(groups: tuple[str, str, str]) -> bool:
-        if len(literal) == 1:
-            return any(bool(group) and cast("Callable[[str], bool]", literal[0])(group) for group in groups)
-        return all(accept is None or accept(group) for accept, group in zip(literal, groups, strict=False))
-
-    if match.kind is Kind.NAME:
-        return by_group
-    words = [_word_test(word) for word in name_tokens(" ".join(match.values)) if word.strip("*")]
-
-    def by_words(groups: tuple[str, str, str]) -> bool:
-        tokens = name_tokens(" ".join(groups))
-        return by_group(groups) or (bool(words) and all(any(map(word, tokens)) for word in words))
-
-    return by_words
-
-
-def _group_test(pattern: str) -> Callable[[str], bool]:
-    """One component group of a name. With `^` component by component; else the whole group or the family name."""
-    if "^" in pattern:
-        tests = [wildcard_test(component) if component.strip("*") else None for component in pattern.split("^")]
-
-        def by_component(group: str) -> bool:
-            components = group.split("^")
-            components += [""] * (len(tests) - len(components))
-            return all(accept is None or accept(part) for accept, part in zip(tests, components, strict=False))
-
-        return by_component
-    if "*" in pattern or "?" in pattern:
-        return wildcard_test(pattern)
-    return lambda group: group == pattern or group.startswith(pattern + "^")
-
-
-def _word_test(word: str) -> Callable[[str], bool]:
-    if "*" in word or "?" in word:
-        return wildcard_test(word)
-    code = phonetic_code(word)
-    return lambda token: token.startswith(word) or (code != "" and phonetic_code(token) == code)
-
-
-@lru_cache(maxsize=256)
-def wildcard_test(pattern: str) -> Callable[[str], bool]:
-    """Matching with `*` (any characters, none too) and `?` (any one), in linear time whatever the pattern."""
-    first, *middle = (re.escape(part).replace(r"\?", ".") for part in re.split(r"\*+", pattern))
-    if not middle:
-        expression = first
-    else:
-        *middle, last = middle
-        expression = first + "".join(f"(?>.*?{part})" for part in middle) + (f".*{last}" if last else ".*")
-    compiled = re.compile(expression, re.DOTALL)
-    return lambda text: compiled.fullmatch(text) is not None
-
-
-_TESTS: Final[dict[Kind, Callable[[Match, str], _Test]]] = {
-    Kind.EQUAL: _test_equal,
-    Kind.ALL: _test_all,
-    Kind.NUMBER: _test_number,
-    Kind.WILDCARD: _test_wildcard,
-    Kind.RANGE: _test_range,
-    Kind.NAME: _test_name,
-    Kind.FUZZY: _test_name,
-    Kind.EMPTY: _test_empty,
-    Kind.SEQUENCE: _test_sequence,
 }

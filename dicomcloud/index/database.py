@@ -28,7 +28,7 @@ import peewee
 from playhouse import migrations
 
 from dicomcloud.dicom.attributes import json_key
-from dicomcloud.dicom.query import Kind, Match, decode_match, matches
+from dicomcloud.dicom.matching import Kind, Match, decode_match, matches
 from dicomcloud.errors import Unavailable
 
 logger = logging.getLogger(__name__)

@@ -24,17 +24,8 @@ from dicomcloud.dicom.attributes import (
     json_key,
     level_of,
 )
-from dicomcloud.dicom.query import (
-    PATIENT_NAME,
-    REFERRING_PHYSICIAN,
-    Query,
-    date_digits,
-    name_groups,
-    name_tokens,
-    normalise,
-    phonetic_code,
-    time_digits,
-)
+from dicomcloud.dicom.comparison import date_digits, name_groups, name_tokens, normalise, phonetic_code, time_digits
+from dicomcloud.dicom.query import PATIENT_NAME, REFERRING_PHYSICIAN, Query
 from dicomcloud.index.database import Database
 from dicomcloud.index.models import NO_NUMBER
 from dicomcloud.index.search import INSTANCE_KEYS, Search, SearchResult

@@ -11,18 +11,9 @@ from typing import Any, Final
 import orjson
 
 from dicomcloud.dicom.attributes import EVERY_LEVEL, INDEXED_ATTRIBUTES, Level, json_key, level_of
-from dicomcloud.dicom.query import (
-    MODALITIES_IN_STUDY,
-    PATIENT_NAME,
-    REFERRING_PHYSICIAN,
-    Kind,
-    Match,
-    Query,
-    matching_items,
-    name_tokens,
-    phonetic_code,
-    shift,
-)
+from dicomcloud.dicom.comparison import name_tokens, phonetic_code, shift
+from dicomcloud.dicom.matching import Kind, Match, matching_items
+from dicomcloud.dicom.query import MODALITIES_IN_STUDY, PATIENT_NAME, REFERRING_PHYSICIAN, Query
 from dicomcloud.index.database import Database
 from dicomcloud.index.models import NO_NUMBER
 

@@ -9,7 +9,9 @@ from urllib.parse import parse_qsl
 import pytest
 
 from dicomcloud.dicom.attributes import Level, json_key, tag_of, vr_of
-from dicomcloud.dicom.query import Kind, Match, Query, decode_match, fold, matches, parse_query, wildcard_test
+from dicomcloud.dicom.comparison import fold
+from dicomcloud.dicom.matching import Kind, Match, decode_match, matches, wildcard_test
+from dicomcloud.dicom.query import Query, parse_query
 from dicomcloud.errors import BadRequest
 
 

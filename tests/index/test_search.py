@@ -9,7 +9,8 @@ from urllib.parse import parse_qsl
 import pytest
 
 from dicomcloud.dicom.attributes import Level
-from dicomcloud.dicom.query import matches, parse_query
+from dicomcloud.dicom.matching import matches
+from dicomcloud.dicom.query import parse_query
 from dicomcloud.errors import BadRequest
 from dicomcloud.index import Index, NewInstance, SearchResult
 
