@@ -7,8 +7,6 @@ itself goes to pydicom, whose raw elements pass through the same converters; tha
 
 Choices where the Standard leaves room or files break it
 - Of an element that occurs twice the last one counts, as in pydicom and dcmtk. Unsorted elements are sorted.
-- Text whose character set is not declared is UTF-8 if it is valid UTF-8, else Latin-1. Bytes that do not fit the
-  declared character set become U+FFFD.
 - A public element sent as UN (what converters from implicit VR write that do not know a tag) gets the VR of PS3.6, as
   PS3.5 6.2.2 allows: else its UIDs and names could not be found. Private and unknown ones stay bytes.
 - A number value with a length that is no multiple of its size is given as UN with its bytes.
@@ -21,24 +19,33 @@ from __future__ import annotations
 
 import io
 import mmap
-import re
 import struct
 import zlib
 from array import array
 from binascii import b2a_base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import pairwise
 from math import isfinite
 from typing import Any, Final, NoReturn
 
 from ..errors import FailureReason, InvalidInstance
 from .attributes import AMBIGUOUS_VR, VR_BY_TAG, is_uid, keyword_of, vr_of
+from .character_sets import Text, decoder_of, plain_text
+from .frames import (
+    BulkValue,
+    Frames,
+    encapsulated_frames,
+    find_bulk_value,
+    native_frames,
+    pack_bulk_data,
+    unpack_bulk_data,
+)
+
+# What a header is made of comes with it.
+__all__ = ["BulkValue", "Frames", "Header", "find_bulk_value", "pack_bulk_data", "scan", "unpack_bulk_data"]
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 Attribute = dict[str, Any]
-Text = Callable[[bytes], str]
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
@@ -47,7 +54,6 @@ DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 # JPIP Referenced Deflate and JPIP HTJ2K Referenced Deflate deflate the data set too (PS3.5 A.7, A.11).
 _DEFLATED_SYNTAXES: Final = {DEFLATED, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}
 _NATIVE_SYNTAXES: Final = {IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, *_DEFLATED_SYNTAXES}
-_VIDEO_PREFIX: Final = "1.2.840.10008.1.2.4.10"  # .100 to .108: MPEG-2, MPEG-4, HEVC
 _MEDIA_STORAGE_DIRECTORY: Final = "1.2.840.10008.1.3.10"
 _IMPLEMENTATION_CLASS_UID: Final = "2.25.271403385262178305513964230867354142851"
 
@@ -67,178 +73,6 @@ _PIXEL_DATA_BITS: Final[Mapping[int, int | None]] = {0x7FE00008: 32, 0x7FE00009:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What a scan gives
-
-
-@dataclass(frozen=True, slots=True)
-class BulkValue:
-    """Where one bulk value lies: `length` bytes at `offset` of the file (of the inflated data set if it is deflated).
-
-    The bytes are as in the file: big endian in Explicit VR Big Endian. Encapsulated pixel data begin with the item of
-    the Basic Offset Table and end before the Sequence Delimitation Item. An offset of -1 (only in data sets that
-    pydicom had to mend) means that the value must be read with pydicom. `path` is "/7FE00010", or with the item
-    numbers (from 1) of the sequences around it, "/54000100/1/54001010".
-    """
-
-    path: str
-    vr: str
-    offset: int
-    length: int
-    encapsulated: bool = False
-
-
-_PATH: Final = re.compile(r"/[0-9A-F]{8}(?:/[1-9][0-9]{0,9}/[0-9A-F]{8})*")
-
-
-def pack_bulk_data(values: Iterable[BulkValue]) -> bytes:
-    """One line for each value: path, VR, offset, length, whether encapsulated."""
-    return "".join(
-        f"\n{value.path} {value.vr} {value.offset} {value.length} {value.encapsulated:d}" for value in values
-    ).encode("ascii")
-
-
-def unpack_bulk_data(packed: bytes) -> list[BulkValue]:
-    """The inverse of `pack_bulk_data`."""
-    return [_bulk_value(line) for line in packed.splitlines() if line]
-
-
-def find_bulk_value(packed: bytes, path: str) -> BulkValue | None:
-    """The value with this path (hexadecimal digits in either case), found without unpacking the others."""
-    path = path.upper()
-    if not _PATH.fullmatch(path):
-        return None
-    start = packed.find(f"\n{path} ".encode("ascii"))
-    if start < 0:
-        return None
-    end = packed.find(b"\n", start + 1)
-    return _bulk_value(packed[start + 1 : end if end > 0 else None])
-
-
-def _bulk_value(line: bytes) -> BulkValue:
-    path, vr, offset, length, encapsulated = line.decode("ascii").split(" ")
-    return BulkValue(path, vr, int(offset), int(length), encapsulated == "1")
-
-
-class Frames:
-    """Where the bytes of each frame lie.
-
-    Everything is read from the packed form when it is asked for, so that one frame of thousands costs no more than one
-    of one. The packed form: a head (kind, number of frames, base offset, two numbers of the kind), then for
-    encapsulated pixel data the fragments as (offset from the base, length), and where frames have several fragments
-    the index of each frame's first one.
-    """
-
-    __slots__ = ("_base", "_first", "_kind", "_packed", "_second", "count")
-    _base: int
-    _first: int
-    _kind: bytes
-    _second: int
-    count: int
-
-    _HEAD = struct.Struct("<cxxxLqQQ")
-    _RUN = struct.Struct("<QL")
-    _NATIVE = b"N"  # first: bits of a frame; second: bytes of the value
-    _SINGLE = b"S"  # one fragment for each frame; first: number of fragments
-    _GROUPED = b"G"  # first: number of fragments; the index follows the fragments
-    _STREAM = b"V"  # the frames cannot be told apart; first: number of fragments
-
-    def __init__(self, packed: bytes) -> None:
-        self._packed = packed
-        self._kind, self.count, self._base, self._first, self._second = self._HEAD.unpack_from(packed)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Frames) and self._packed == other._packed
-
-    def __hash__(self) -> int:
-        return hash(self._packed)
-
-    @classmethod
-    def native(cls, count: int, offset: int, length: int, frame_bits: int) -> Frames:
-        """Frames of `frame_bits` bits one after the other, without padding between them (PS3.5 8.1.1)."""
-        return cls(cls._HEAD.pack(cls._NATIVE, count, offset, frame_bits, length))
-
-    @classmethod
-    def from_fragments(
-        cls, runs: Sequence[tuple[int, int]], first_fragments: Sequence[int] | None, count: int
-    ) -> Frames:
-        """Frames of encapsulated pixel data: (offset, length) of each fragment, and the index of each frame's first
-        fragment, or None where `count` frames cannot be told apart (PS3.5 A.4)."""
-        base = runs[0][0] if runs else 0
-        body = b"".join(cls._RUN.pack(offset - base, length) for offset, length in runs)
-        if first_fragments is None:
-            kind = cls._STREAM
-        elif len(first_fragments) == len(runs):
-            kind = cls._SINGLE
-        else:
-            kind = cls._GROUPED
-            body += struct.pack(f"<{len(first_fragments)}L", *first_fragments)
-        return cls(cls._HEAD.pack(kind, count, base, len(runs), 0) + body)
-
-    @property
-    def encapsulated(self) -> bool:
-        """Whether the pixel data are fragments (PS3.5 A.4) rather than native pixel cells."""
-        return self._kind != self._NATIVE
-
-    @property
-    def separable(self) -> bool:
-        """Whether single frames can be located: False for a video, or if nothing tells where a frame begins."""
-        return self._kind != self._STREAM
-
-    def locate(self, number: int) -> list[tuple[int, int]]:
-        """The (offset, length) runs that make up frame `number` (from 1), in order; see `bit_offset` for 1-bit frames.
-
-        Raises IndexError for a number outside 1 to `count`, LookupError where frames cannot be told apart.
-        """
-        if not 1 <= number <= self.count:
-            raise IndexError(f"there is no frame {number}: the frames are 1 to {self.count}")
-        if self._kind == self._NATIVE:
-            first_bit = (number - 1) * self._first
-            start = first_bit >> 3
-            return [(self._base + start, ((first_bit + self._first + 7) >> 3) - start)]
-        if self._kind == self._SINGLE:
-            return self._runs(number - 1, number)
-        if self._kind == self._GROUPED:
-            index = self._HEAD.size + self._first * self._RUN.size + (number - 1) * 4
-            if number == self.count:
-                return self._runs(struct.unpack_from("<L", self._packed, index)[0], self._first)
-            return self._runs(*struct.unpack_from("<LL", self._packed, index))
-        raise LookupError("the frames of this stream cannot be told apart: it can only be had as a whole")
-
-    @property
-    def on_byte_boundaries(self) -> bool:
-        """Whether every frame begins and ends with a whole byte; only native 1-bit frames may not."""
-        return self._kind != self._NATIVE or self._first % 8 == 0 or self.count == 1
-
-    def bit_offset(self, number: int) -> int:
-        """How many low bits of the first byte of a located frame belong to the frame before it: 0, but for native
-        1-bit frames, whose size need not be a multiple of 8 (PS3.5 8.1.1)."""
-        return (number - 1) * self._first & 7 if self._kind == self._NATIVE else 0
-
-    def frame_bits(self) -> int | None:
-        """The size of a native frame in bits; None for encapsulated pixel data."""
-        return self._first if self._kind == self._NATIVE else None
-
-    def stream(self) -> list[tuple[int, int]]:
-        """The runs of all frames together: the native value, or every fragment in order (a whole video)."""
-        if self._kind == self._NATIVE:
-            return [(self._base, self._second)]
-        return self._runs(0, self._first)
-
-    def pack(self) -> bytes:
-        return self._packed
-
-    @classmethod
-    def unpack(cls, packed: bytes) -> Frames:
-        return cls(packed)
-
-    def shift_offsets(self, delta: int) -> Frames:
-        """The same frames, `delta` bytes further on in the file."""
-        head = self._HEAD.pack(self._kind, self.count, self._base + delta, self._first, self._second)
-        return Frames(head + self._packed[self._HEAD.size :])
-
-    def _runs(self, start: int, stop: int) -> list[tuple[int, int]]:
-        size = self._RUN.size
-        table = memoryview(self._packed)[self._HEAD.size + start * size : self._HEAD.size + stop * size]
-        return [(self._base + offset, length) for offset, length in self._RUN.iter_unpack(table)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,123 +113,6 @@ class Header:
             frames=self.frames and self.frames.shift_offsets(delta),
             prefix=b"",
         )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Text: Specific Character Set, PS3.3 C.12.1.1.2, PS3.5 6.1
-
-_CODECS: Final[Mapping[str, str]] = {
-    "100": "latin-1",
-    "101": "iso8859-2",
-    "109": "iso8859-3",
-    "110": "iso8859-4",
-    "144": "iso8859-5",
-    "127": "iso8859-6",
-    "126": "iso8859-7",
-    "138": "iso8859-8",
-    "148": "iso8859-9",
-    "203": "iso8859-15",
-    "13": "shift_jis",
-    "166": "tis-620",
-    "192": "utf-8",
-    "149": "euc_kr",
-    "58": "gb2312",
-}
-_WHOLE_CODECS: Final = {"GB18030": "gb18030", "GBK": "gbk", "GB2312": "gbk", "UTF-8": "utf-8", "UTF8": "utf-8"}
-_TERM: Final = re.compile(r"ISO[ _-]*(2022)?[ _-]*IR[ _-]*([0-9]+)", re.IGNORECASE)
-# Escape sequences: of G1 the codec of that set together with ASCII, of G0 the head that Python's codec wants.
-_G1_ESCAPES: Final[Mapping[bytes, str]] = {
-    b"-A": "latin-1",
-    b"-B": "iso8859-2",
-    b"-C": "iso8859-3",
-    b"-D": "iso8859-4",
-    b"-L": "iso8859-5",
-    b"-G": "iso8859-6",
-    b"-F": "iso8859-7",
-    b"-H": "iso8859-8",
-    b"-M": "iso8859-9",
-    b"-T": "tis-620",
-    b"-b": "iso8859-15",
-    b")I": "shift_jis",
-    b"$)C": "euc_kr",
-    b"$)A": "gb2312",
-}
-_G0_ESCAPES: Final[Mapping[bytes, str | None]] = {
-    b"(B": None,
-    b"(J": None,
-    b"$B": "iso2022_jp",
-    b"$@": "iso2022_jp",
-    b"$(D": "iso2022_jp_2",
-}
-_ESCAPE: Final = re.compile(rb"\x1b(\$\([A-Z]|\$\)[A-Z]|\$[@-B]|[()\-.][A-Za-z])")
-# Where the state of an ISO 2022 string goes back to the first character set (PS3.5 6.1.2.5.3).
-_RESET: Final = re.compile(rb"([\\^=\t\n\f\r])")
-
-
-def _plain_text(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
-
-
-def _terms(attribute: Attribute) -> tuple[str | None, ...]:
-    return tuple(term if isinstance(term, str) else None for term in attribute.get("Value", ()))
-
-
-@lru_cache(maxsize=256)
-def _text_of(terms: tuple[str | None, ...]) -> Text:
-    """The decoder of a Specific Character Set. It leaves backslash, ^ and = in its result only where they delimit."""
-    codecs: list[str | None] = []
-    extended = False
-    for term in terms:
-        name = (term or "").strip().upper()
-        match = _TERM.fullmatch(name)
-        codec = _WHOLE_CODECS.get(name) or (_CODECS.get(match[2]) if match else None)
-        if codec in {"utf-8", "gb18030", "gbk"}:
-            codecs, extended = [codec], False
-            break
-        codecs.append(codec)
-        extended = extended or (match is not None and match[1] is not None) or len(terms) > 1
-    first = codecs[0] if codecs else None
-    if not extended:
-        return _plain_text if first is None else lambda raw: raw.decode(first, "replace")
-    # A first set without a G1 leaves the high bytes to the first extension that has one: some writers leave the
-    # escape sequence out.
-    initial = first or next((codec for codec in codecs if codec), None)
-
-    def text(raw: bytes) -> str:
-        if b"\x1b" not in raw:
-            return _plain_text(raw) if initial is None else raw.decode(initial, "replace")
-        return _iso_2022(raw, initial)
-
-    return text
-
-
-def _iso_2022(raw: bytes, initial: str | None) -> str:
-    """Text with code extensions (PS3.5 6.1.2.5): each run decoded with the sets that are then in G0 and G1."""
-    pieces = _ESCAPE.split(raw)  # run, escape, run, escape, run …
-    out: list[str] = []
-    g0: str | None = None
-    g1 = initial
-    for index, piece in enumerate(pieces):
-        if index % 2:
-            if piece in _G0_ESCAPES:
-                g0 = _G0_ESCAPES[piece]
-            elif piece in _G1_ESCAPES:
-                g1 = _G1_ESCAPES[piece]
-            else:
-                out.append("\x1b" + piece.decode("latin-1"))
-        elif g0 is not None:
-            escape = b"\x1b$(D" if g0 == "iso2022_jp_2" else b"\x1b$B"
-            out.append((escape + piece).decode(g0, "replace"))
-        else:
-            head, *rest = _RESET.split(piece, maxsplit=1)
-            out.append(head.decode(g1 or "latin-1", "replace"))
-            if rest:
-                g1 = initial
-                out.append(b"".join(rest).decode(g1 or "latin-1", "replace"))
-    return "".join(out)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -561,6 +278,10 @@ def _invalid(message: str, reason: FailureReason = FailureReason.CANNOT_UNDERSTA
     raise InvalidInstance(reason, message)
 
 
+def _text_of(character_set: Attribute) -> Text:
+    return decoder_of(tuple(term if isinstance(term, str) else None for term in character_set.get("Value", ())))
+
+
 def _label(tag: int) -> str:
     return f"{keyword_of(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X})".lstrip()
 
@@ -584,7 +305,7 @@ class _DataSet:
         self.repeats = False
 
     def scan(self, offset: int, implicit: bool) -> None:
-        self._elements(offset, self.size, _plain_text, "/", 0, implicit, False, self.attributes)
+        self._elements(offset, self.size, plain_text, "/", 0, implicit, False, self.attributes)
 
     def _elements(
         self,
@@ -661,7 +382,7 @@ class _DataSet:
             elif length:
                 attribute = attributes[key] = convert(buffer[start:pos], text)
                 if tag == _SPECIFIC_CHARACTER_SET:
-                    text = _text_of(_terms(attribute))
+                    text = _text_of(attribute)
             else:
                 attributes[key] = {"vr": vr_name}
         if not closed:
@@ -856,7 +577,7 @@ class _DataSet:
         self.attributes.clear()
         with io.BytesIO(self.buffer[offset:]) as stream:
             dataset = read_dataset(stream, implicit, self.order == "<")
-            self._take(dataset, offset, _plain_text, "/", 0, self.attributes)
+            self._take(dataset, offset, plain_text, "/", 0, self.attributes)
 
     def _take(self, dataset: Any, offset: int, text: Text, path: str, depth: int, attributes: dict[str, Any]) -> None:
         from pydicom.dataelem import RawDataElement
@@ -896,101 +617,7 @@ class _DataSet:
             else:
                 attributes[key] = row[3](value, text) if value and row[3] else {"vr": row[0]}
             if tag == _SPECIFIC_CHARACTER_SET:
-                text = _text_of(_terms(attributes[key]))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Frames
-
-
-def _number(attributes: Mapping[str, Any], key: str) -> int | None:
-    value = attributes.get(key, {}).get("Value")
-    return value[0] if value and isinstance(value[0], int) and value[0] > 0 else None
-
-
-def _frames(data: _DataSet, transfer_syntax: str) -> Frames | None:
-    for tag in (_PIXEL_DATA, 0x7FE00008, 0x7FE00009):
-        if tag in data.pixel_data:
-            start, length, fragments = data.pixel_data[tag]
-            if fragments is not None:
-                return _encapsulated_frames(data, *fragments, transfer_syntax)
-            return _native_frames(data.attributes, start, length, _PIXEL_DATA_BITS[tag])
-    return None
-
-
-def _native_frames(attributes: Mapping[str, Any], start: int, length: int, bits: int | None) -> Frames | None:
-    rows, columns = _number(attributes, "00280010"), _number(attributes, "00280011")
-    bits = bits or _number(attributes, "00280100")
-    if rows is None or columns is None or bits is None:
-        return None
-    samples = _number(attributes, "00280002") or 1
-    declared = _number(attributes, "00280008")
-    count = declared or 1
-    frame_bits = rows * columns * samples * bits
-    photometric = attributes.get("00280004", {}).get("Value")
-    if samples == 3 and photometric in (["YBR_FULL_422"], ["YBR_PARTIAL_422"]) and count * frame_bits > length * 8:
-        frame_bits = rows * columns * 2 * bits  # PS3.3 C.7.6.3.1.2: two samples for each pixel
-    there = length * 8 // frame_bits
-    # Number of Frames that is there but no number ("1A"): all that the data hold.
-    unreadable = declared is None and bool(attributes.get("00280008", {}).get("Value"))
-    count = there if unreadable else min(count, there)
-    return Frames.native(min(count, 0xFFFFFFFF), start, length, frame_bits) if count else None
-
-
-def _encapsulated_frames(
-    data: _DataSet, starts: array[int], lengths: array[int], transfer_syntax: str
-) -> Frames | None:
-    """By the Extended or Basic Offset Table (PS3.5 A.4), else a fragment for each frame, else the end marks of JPEG."""
-    if len(starts) < 2:  # nothing but a Basic Offset Table
-        return None
-    table_start, table_length = starts[0], lengths[0]
-    runs = list(zip(starts[1:], lengths[1:], strict=True))
-    count = _number(data.attributes, "00280008") or 1
-    if transfer_syntax.startswith(_VIDEO_PREFIX) and len(transfer_syntax) == len(_VIDEO_PREFIX) + 1:
-        return Frames.from_fragments(runs, [0] if count == 1 else None, count)
-    index_of = {start - runs[0][0]: index for index, (start, _) in enumerate(runs)}
-    if 0x7FE00001 in data.offset_tables:
-        at, size = data.offset_tables[0x7FE00001]
-        offsets = struct.unpack_from(f"{data.order}{size // 8}Q", data.buffer, at)
-        first = _first_fragments(offsets, index_of)
-        if first and len(first) == count:
-            if len(first) == len(runs):
-                runs = _without_padding(data, runs)
-            return Frames.from_fragments(runs, first, count)
-    if table_length:
-        offsets = struct.unpack_from(f"{data.order}{table_length // 4}L", data.buffer, table_start)
-        first = _first_fragments(offsets, index_of)
-        if first and (len(first) == count or count > len(runs)):
-            return Frames.from_fragments(runs, first, len(first))
-    if count == 1:
-        return Frames.from_fragments(runs, [0], 1)
-    if len(runs) > count:
-        runs = [run for run in runs if run[1]] or runs
-    if len(runs) <= count:
-        return Frames.from_fragments(runs, range(len(runs)), len(runs))
-    ends = [b"\xff\xd9" in data.buffer[max(start, start + length - 10) : start + length] for start, length in runs]
-    if sum(ends) == count and ends[-1]:
-        return Frames.from_fragments(runs, [0, *(index + 1 for index, end in enumerate(ends[:-1]) if end)], count)
-    return Frames.from_fragments(runs, None, count)
-
-
-def _first_fragments(offsets: Sequence[int], index_of: Mapping[int, int]) -> list[int] | None:
-    """The index of the fragment at each offset; None if the offsets do not ascend from 0 or miss a fragment's start."""
-    first = [index_of.get(offset, -1) for offset in offsets]
-    if not first or first[0] != 0 or any(a >= b for a, b in pairwise(first)):
-        return None
-    return first
-
-
-def _without_padding(data: _DataSet, runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Fragments cut to the Extended Offset Table Lengths, where these say no more than that a pad byte follows."""
-    at, size = data.offset_tables.get(0x7FE00002, (0, 0))
-    if size != len(runs) * 8:
-        return runs
-    exact = struct.unpack_from(f"{data.order}{len(runs)}Q", data.buffer, at)
-    return [
-        (start, size if length - size in (0, 1) else length) for (start, length), size in zip(runs, exact, strict=True)
-    ]
+                text = _text_of(attributes[key])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1129,6 +756,17 @@ class _Found:
     def text(self, key: str) -> str:
         value = self.attributes.get(key, {}).get("Value") or ("",)
         return value[0] if isinstance(value[0], str) else ""
+
+
+def _frames(data: _DataSet, transfer_syntax: str) -> Frames | None:
+    for tag in (_PIXEL_DATA, 0x7FE00008, 0x7FE00009):
+        if tag in data.pixel_data:
+            start, length, items = data.pixel_data[tag]
+            if items is None:
+                return native_frames(data.attributes, start, length, _PIXEL_DATA_BITS[tag])
+            tables = data.offset_tables
+            return encapsulated_frames(data.attributes, data.buffer, data.order, items, tables, transfer_syntax)
+    return None
 
 
 def _scan(buffer: bytes | mmap.mmap, max_inflated: int, found: _Found) -> Header:

@@ -26,31 +26,35 @@ from pydicom import config as pydicom_config
 from pydicom.data import get_testdata_file
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
+from pydicom.encaps import generate_frames
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
 
 from dicomcloud.dicom.attributes import AMBIGUOUS_VR
-from dicomcloud.dicom.header import (
-    BulkValue,
-    Frames,
-    Header,
-    find_bulk_value,
-    pack_bulk_data,
-    scan,
-    unpack_bulk_data,
-)
+from dicomcloud.dicom.header import BulkValue, Header, scan
 from dicomcloud.errors import FailureReason, InvalidInstance
+from tests.dicom.made import (
+    BIG,
+    DEFLATED,
+    END_ITEM,
+    END_SEQUENCE,
+    EXPLICIT,
+    IDENTITY,
+    IMPLICIT,
+    OPEN_ITEM,
+    UIDS,
+    attribute,
+    element,
+    encapsulated,
+    frame_bytes,
+    implicit,
+    instance,
+    item,
+    part10,
+    uid,
+)
 
 SAMPLES = Path(__file__).parents[2].parent / "shared" / "samples"
-EXPLICIT, IMPLICIT, BIG, DEFLATED = (
-    "1.2.840.10008.1.2.1",
-    "1.2.840.10008.1.2",
-    "1.2.840.10008.1.2.2",
-    "1.2.840.10008.1.2.1.99",
-)
-JPEG, RLE, MPEG = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.102"
-UIDS = {0x00080016: "1.2.840.10008.5.1.4.1.1.7", 0x00080018: "1.2.3.4", 0x0020000D: "1.2.3", 0x0020000E: "1.2.3.1"}
 # pydicom's own files by folder: get_testdata_files would download the ones that are not bundled.
 BUNDLED = Path(str(get_testdata_file("CT_small.dcm"))).parent
 CT = (BUNDLED / "CT_small.dcm").read_bytes()
@@ -72,76 +76,6 @@ def _raw_pydicom() -> Iterator[None]:
         warnings.simplefilter("ignore")
         yield
     pydicom_config.settings.reading_validation_mode = before
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files made here
-
-
-def element(tag: int, vr: str, value: bytes, order: str = "<") -> bytes:
-    head = struct.pack(order + "HH", tag >> 16, tag & 0xFFFF) + vr.encode()
-    if vr in {"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"}:
-        return head + struct.pack(order + "xxL", len(value)) + value
-    return head + struct.pack(order + "H", len(value)) + value
-
-
-def implicit(tag: int, value: bytes) -> bytes:
-    return struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value
-
-
-def uid(value: str) -> bytes:
-    return value.encode() + b"\0" * (len(value) % 2)
-
-
-def item(value: bytes) -> bytes:
-    return b"\xfe\xff\x00\xe0" + struct.pack("<L", len(value)) + value
-
-
-OPEN_ITEM = b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
-END_ITEM, END_SEQUENCE = b"\xfe\xff\x0d\xe0\0\0\0\0", b"\xfe\xff\xdd\xe0\0\0\0\0"
-IDENTITY = b"".join(element(tag, "UI", uid(value)) for tag, value in UIDS.items())
-
-
-def part10(data_set: bytes, transfer_syntax: str = EXPLICIT) -> bytes:
-    meta = element(0x00020002, "UI", uid(UIDS[0x00080016])) + element(0x00020010, "UI", uid(transfer_syntax))
-    return bytes(128) + b"DICM" + element(0x00020000, "UL", struct.pack("<L", len(meta))) + meta + data_set
-
-
-def instance(*elements: bytes) -> bytes:
-    return part10(IDENTITY + b"".join(elements))
-
-
-def attribute(tag: int, vr: str, value: bytes, *before: bytes) -> dict[str, Any]:
-    found: dict[str, Any] = scan(instance(*before, element(tag, vr, value))).attributes[f"{tag:08X}"]
-    return found
-
-
-def native(rows: int, columns: int, bits: int, data: bytes, *, frames: str = "", samples: int = 1) -> bytes:
-    return instance(
-        element(0x00280002, "US", struct.pack("<H", samples)),
-        *([element(0x00280008, "IS", frames.encode() + b" " * (len(frames) % 2))] if frames else []),
-        element(0x00280010, "US", struct.pack("<H", rows)),
-        element(0x00280011, "US", struct.pack("<H", columns)),
-        element(0x00280100, "US", struct.pack("<H", bits)),
-        element(0x7FE00010, "OW", data),
-    )
-
-
-def encapsulated(value: bytes, frames: int, transfer_syntax: str = JPEG, *before: bytes) -> bytes:
-    number = str(frames).encode()
-    return part10(
-        IDENTITY
-        + element(0x00280008, "IS", number + b" " * (len(number) % 2))
-        + b"".join(before)
-        + b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff"
-        + value
-        + END_SEQUENCE,
-        transfer_syntax,
-    )
-
-
-def frame_bytes(data: bytes, frames: Frames, number: int) -> bytes:
-    return b"".join(data[offset : offset + length] for offset, length in frames.locate(number))
 
 
 def attempt(data: bytes) -> Header | InvalidInstance:
@@ -433,55 +367,6 @@ def test_pixel_representation_decides_between_us_and_ss(signed: int, vr: str, va
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Character sets, PS3.5 Annexes H, I, J, K
-
-
-@pytest.mark.parametrize(
-    ("charset", "raw", "text"),
-    [
-        ("", "Äneas".encode("latin-1"), "Äneas"),
-        ("", "Äneas".encode(), "Äneas"),
-        ("ISO_IR 100", "Äneas".encode("latin-1"), "Äneas"),
-        ("ISO_IR 144", "Люк".encode("iso8859-5"), "Люк"),
-        ("ISO_IR 192", "Äneas王".encode(), "Äneas王"),
-        ("GB18030", "王\\小".encode("gb18030"), "王\\小"),
-        ("GBK", b"\x81\x5c", "乗"),
-        ("ISO_IR 192", b"\xff", "\ufffd"),
-        ("\\ISO 2022 IR 149", b"\x1b$)C" + "홍".encode("euc_kr") + b"^\x1b$)C" + "길동".encode("euc_kr"), "홍^길동"),
-        ("\\ISO 2022 IR 58", "王".encode("gb2312"), "王"),
-        ("ISO 2022 IR 100\\ISO 2022 IR 144", b"\xc4\x1b-L" + "Л".encode("iso8859-5") + b"\\\xc4", "ÄЛ\\Ä"),
-    ],
-)
-def test_text_is_decoded_by_its_character_set(charset: str, raw: bytes, text: str) -> None:
-    found = attribute(0x00104000, "LO", raw, element(0x00080005, "CS", charset.encode()))
-    assert found["Value"] == text.split("\\") if charset != "GBK" else [text]
-
-
-def test_delimiter_bytes_inside_japanese_characters_do_not_split() -> None:
-    inside = "予"  # second byte 0x3D, the code of =
-    raw = b"Yo=" + inside.encode("iso2022_jp") + b"^" + "表".encode("iso2022_jp")
-    charset = element(0x00080005, "CS", b"\\ISO 2022 IR 87")
-    name = attribute(0x00100010, "PN", raw, charset)["Value"]
-    assert b"=" in inside.encode("iso2022_jp")
-    assert name == [{"Alphabetic": "Yo", "Ideographic": inside + "^表"}]
-
-
-def test_an_item_may_have_a_character_set_of_its_own() -> None:
-    inner = item(element(0x00080005, "CS", b"ISO_IR 144") + element(0x00080104, "LO", "Люк".encode("iso8859-5")))
-    outer = item(element(0x00080104, "LO", b"\xc4"))
-    attributes = scan(
-        instance(
-            element(0x00080005, "CS", b"ISO_IR 100"),
-            element(0x00081032, "SQ", inner + outer),
-            element(0x00104000, "LT", b"\xc4"),
-        )
-    ).attributes
-    values = [each["00080104"]["Value"] for each in attributes["00081032"]["Value"]]
-    assert values == [["Люк"], ["Ä"]]
-    assert attributes["00104000"]["Value"] == ["Ä"]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Structure
 
 
@@ -660,183 +545,6 @@ def test_a_truncated_file_is_refused_at_whatever_byte_it_ends() -> None:
         assert failed or length in ends  # what ends with an element looks whole
     assert "PixelData (7FE0,0010) should have 32768 bytes" in refusal(CT[:-200]).message
     assert refusal(CT[:-200]).sop_instance_uid == "1.3.6.1.4.1.5962.1.1.1.1.1.20040119072730.12322"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Frames
-
-
-def test_native_frames_lie_one_after_the_other() -> None:
-    data = native(2, 3, 16, bytes(range(24)), frames="2")
-    frames = scan(data).frames
-    assert frames is not None
-    assert (frames.count, frames.encapsulated, frames.on_byte_boundaries) == (2, False, True)
-    assert frame_bytes(data, frames, 2) == bytes(range(12, 24))
-
-
-def test_one_bit_frames_may_begin_within_a_byte() -> None:
-    data = native(3, 3, 1, bytes(range(1, 5)), frames="3")
-    frames = scan(data).frames
-    assert frames is not None
-    assert not frames.on_byte_boundaries
-    assert [(frame_bytes(data, frames, n), frames.bit_offset(n)) for n in (1, 2, 3)] == [
-        (b"\1\2", 0),
-        (b"\2\3", 1),
-        (b"\3\4", 2),
-    ]
-
-
-def test_native_ybr_full_422_has_two_bytes_for_each_pixel() -> None:
-    data = native(2, 2, 8, bytes(range(16)), frames="2", samples=3)
-    photometric = element(0x00280004, "CS", b"YBR_FULL_422")
-    at = data.index(b"\x28\0\x08\0IS")
-    frames = scan(data[:at] + photometric + data[at:]).frames
-    assert frames is not None
-    assert frames.count == 2
-    assert frames.frame_bits() == 64
-
-
-@pytest.mark.parametrize(("tag", "vr", "size"), [(0x7FE00008, "OF", 4), (0x7FE00009, "OD", 8)])
-def test_float_pixel_data_have_frames(tag: int, vr: str, size: int) -> None:
-    data = native(2, 2, 32, b"")
-    header = scan(data[:-12] + element(tag, vr, bytes(4 * size)))
-    assert header.frames is not None
-    assert header.frames.locate(1)[0][1] == 4 * size
-    assert header.attributes[f"{tag:08X}"] == {"vr": vr, "BulkDataURI": f"/{tag:08X}"}
-
-
-@pytest.mark.parametrize(
-    ("rows", "frames", "count"),
-    [(2, "1000000000", 2), (2, "1A", 2), (2, "0", 2), (2, "-5", 2), (65535, "1", None), (0, "1", None)],
-)
-def test_a_lying_header_gives_the_frames_that_are_there(rows: int, frames: str, count: int | None) -> None:
-    header = scan(native(rows, 2, 16, bytes(17), frames=frames))
-    assert (header.frames.count if header.frames else None) == count
-
-
-def test_encapsulated_frames_are_found_by_the_basic_offset_table() -> None:
-    content = [b"first", b"the second frame", b"3rd"]
-    data = encapsulated(encapsulate(content, fragments_per_frame=2, has_bot=True), 3)
-    frames = scan(data).frames
-    assert frames is not None
-    assert [frame_bytes(data, frames, number).rstrip(b"\0") for number in (1, 2, 3)] == content
-    assert all(len(frames.locate(number)) > 1 for number in (1, 2))
-
-
-def test_encapsulated_frames_are_found_by_the_extended_offset_table() -> None:
-    content = [b"first", b"the second frame", b"3rd"]
-    value, offsets, _ = encapsulate_extended(content)
-    lengths = struct.pack("<3Q", *map(len, content))  # without the pad byte, PS3.3 C.7.6.3.1.8
-    data = encapsulated(value, 3, JPEG, element(0x7FE00001, "OV", offsets), element(0x7FE00002, "OV", lengths))
-    frames = scan(data).frames
-    assert frames is not None
-    assert [frame_bytes(data, frames, number) for number in (1, 2, 3)] == content
-
-
-@pytest.mark.parametrize("table", [b"", b"\0\0\0\0\7\0\0\0\x20\0\0\0", b"\0\0\0\0"])
-def test_without_a_true_offset_table_each_fragment_is_a_frame(table: bytes) -> None:
-    data = encapsulated(item(table) + item(b"aa") + item(b"bbbb") + item(b"cc"), 3)
-    frames = scan(data).frames
-    assert frames is not None
-    assert [frame_bytes(data, frames, number) for number in (1, 2, 3)] == [b"aa", b"bbbb", b"cc"]
-
-
-def test_a_single_frame_has_all_fragments() -> None:
-    data = encapsulated(item(b"") + item(b"aa") + item(b"bbbb"), 1, RLE)
-    frames = scan(data).frames
-    assert frames is not None
-    assert frame_bytes(data, frames, 1) == b"aabbbb"
-
-
-def test_end_marks_tell_frames_of_many_fragments_apart() -> None:
-    parts = [b"aa", b"b\xff\xd9\0", b"cc\xff\xd9"]
-    data = encapsulated(item(b"") + b"".join(map(item, parts)), 2)
-    frames = scan(data).frames
-    assert frames is not None
-    assert [frame_bytes(data, frames, number) for number in (1, 2)] == [parts[0] + parts[1], parts[2]]
-
-
-@pytest.mark.parametrize("syntax", [MPEG, JPEG])
-def test_frames_that_cannot_be_told_apart_are_only_had_as_a_stream(syntax: str) -> None:
-    data = encapsulated(item(b"") + item(b"aa") + item(b"bbbb") + item(b"cc"), 2, syntax)
-    frames = scan(data).frames
-    assert frames is not None
-    assert not frames.separable
-    with pytest.raises(LookupError, match="told apart"):
-        frames.locate(1)
-    assert b"".join(data[offset : offset + length] for offset, length in frames.stream()) == b"aabbbbcc"
-
-
-def test_empty_fragments_are_no_frames() -> None:
-    data = encapsulated(item(b"") + item(b"aa") + item(b"") + item(b"bb"), 2, RLE)
-    frames = scan(data).frames
-    assert frames is not None
-    assert [frame_bytes(data, frames, number) for number in (1, 2)] == [b"aa", b"bb"]
-
-
-def test_fewer_fragments_than_frames_give_the_frames_that_are_there() -> None:
-    frames = scan(encapsulated(item(b"") + item(b"aa") + item(b"bb"), 4_000_000_000)).frames
-    assert frames is not None
-    assert frames.count == 2
-    assert scan(encapsulated(item(b""), 3)).frames is None
-
-
-def test_an_encapsulated_bulk_value_ends_before_its_delimiter() -> None:
-    value = item(b"") + item(b"aa")
-    data = encapsulated(value, 1)
-    (bulk,) = scan(data).bulk_data
-    assert bulk.encapsulated
-    assert data[bulk.offset : bulk.offset + bulk.length] == value
-
-
-@pytest.mark.parametrize("number", [0, -1, 3])
-def test_a_frame_number_outside_the_frames_is_an_error(number: int) -> None:
-    frames = scan(native(2, 3, 16, bytes(24), frames="2")).frames
-    assert frames is not None
-    with pytest.raises(IndexError, match="the frames are 1 to 2"):
-        frames.locate(number)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Packed forms
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 2**32 - 1)), min_size=1, max_size=20),
-    st.data(),
-    st.integers(0, 2**40),
-)
-def test_packed_frames_are_the_same_frames(runs: list[tuple[int, int]], data: st.DataObject, delta: int) -> None:
-    runs = [(runs[0][0] + offset, length) for offset, length in runs]
-    runs[0] = (min(offset for offset, _ in runs), runs[0][1])
-    starts = sorted({0, *data.draw(st.sets(st.integers(0, len(runs) - 1)))})
-    frames = Frames.unpack(Frames.from_fragments(runs, starts, len(starts)).pack())
-    moved = frames.shift_offsets(delta)
-    for number, (start, stop) in enumerate(zip(starts, [*starts[1:], len(runs)], strict=True), 1):
-        assert frames.locate(number) == runs[start:stop]
-        assert moved.locate(number) == [(offset + delta, length) for offset, length in runs[start:stop]]
-
-
-@given(st.integers(1, 2**20), st.integers(0, 2**40), st.integers(1, 2**40), st.integers(0, 2**40))
-def test_packed_native_frames_are_the_same_frames(count: int, offset: int, bits: int, delta: int) -> None:
-    frames = Frames.unpack(Frames.native(count, offset, count * bits, bits).pack()).shift_offsets(delta)
-    assert frames.count == count
-    ((start, length),) = frames.locate(count)
-    assert start == offset + delta + (count - 1) * bits // 8
-    assert (start - offset - delta + length) * 8 >= count * bits
-    assert frames.stream() == [(offset + delta, count * bits)]
-
-
-def test_packed_bulk_values_are_found_one_by_one() -> None:
-    values = [BulkValue("/7FE00010", "OW", 1 << 40, 5), BulkValue("/54000100/1/54001010", "OB", 3, 4, True)]
-    packed = pack_bulk_data(values)
-    assert unpack_bulk_data(packed) == values
-    assert [find_bulk_value(packed, value.path) for value in values] == values
-    assert find_bulk_value(packed, "/7fe00010") == values[0]
-    assert all(
-        find_bulk_value(packed, path) is None for path in ("", "/", "/7FE0001", "/7FE00010 OW", "/54000100", "x")
-    )
-    assert unpack_bulk_data(pack_bulk_data([])) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
