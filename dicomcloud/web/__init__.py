@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException
 
 from .. import __version__
 from . import delete_rs, health, ohif, qido_rs, stow_rs, wado_rs, wado_uri
+from .capabilities import add_capabilities
 from .openapi import add_pages
 from .responses import fault
 from .service import Service
@@ -44,6 +45,7 @@ def register(app: Flask, service: Service) -> None:
     app.add_url_rule("/stowrs", "store_at_stowrs", stow_rs.store_instances, methods=["POST"])  # the original's own
     app.register_blueprint(health.blueprint)
     add_pages(app, api)
+    add_capabilities(app, api, [root, "/api", "/qidors", "/wadors", "/stowrs", "/delowrs"])
     app.add_url_rule("/", "home", lambda: redirect(url_for("pages.swagger_page")))
     app.register_error_handler(Exception, fault)
     app.register_error_handler(HTTPException, fault)  # in place of the one of flask-smorest
