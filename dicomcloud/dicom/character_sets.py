@@ -69,15 +69,27 @@ def plain_text(raw: bytes) -> str:
         return raw.decode("latin-1")
 
 
+def codec_of(term: str) -> str | None:
+    """Python's codec for a Defined Term of Specific Character Set; None for what has none (ISO_IR 6) or is unknown.
+
+    Of ISO_IR 13 and the terms with code extensions it is the one of their G1 set together with ASCII.
+    """
+    name = term.strip().upper()
+    match = _TERM.fullmatch(name)
+    return _WHOLE_CODECS.get(name) or (_CODECS.get(match[2]) if match else None)
+
+
 @lru_cache(maxsize=256)
 def decoder_of(terms: tuple[str | None, ...]) -> Text:
-    """The decoder for the values of Specific Character Set (None: an empty one). It leaves backslash, ^ and = in its result only where they delimit."""
+    """The decoder for the values of Specific Character Set (None: an empty one).
+
+    It leaves backslash, ^ and = in its result only where they delimit.
+    """
     codecs: list[str | None] = []
     extended = False
     for term in terms:
-        name = (term or "").strip().upper()
-        match = _TERM.fullmatch(name)
-        codec = _WHOLE_CODECS.get(name) or (_CODECS.get(match[2]) if match else None)
+        match = _TERM.fullmatch((term or "").strip())
+        codec = codec_of(term or "")
         if codec in {"utf-8", "gb18030", "gbk"}:
             codecs, extended = [codec], False
             break

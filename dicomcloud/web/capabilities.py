@@ -164,7 +164,7 @@ def _add_method(parent: etree._Element, name: str, operation: dict[str, Any], ta
             _add_text(request_element, parameter["description"], title=f"Other parameters: {parameter['name']}")
     acceptable = [kind for status, answer in _answers(operation) if status < 300 for kind in answer.get("content", ())]
     if acceptable:
-        accept = _add(request_element, "param", name="Accept", style="header", default=acceptable[0])
+        accept = _add(request_element, "param", name="Accept", style="header", default=default_media_type(acceptable))
         for kind in dict.fromkeys(acceptable):
             _add(accept, "option", value=kind)
     bodies = operation.get("requestBody", {}).get("content", ())
@@ -185,6 +185,16 @@ def _add_method(parent: etree._Element, name: str, operation: dict[str, Any], ta
             _add_parameter(response, {"name": header, **described}, "header")
         for kind in answer.get("content", ()):
             _add(response, "representation", mediaType=kind)
+
+
+def default_media_type(documented: Sequence[str]) -> str:
+    """What is sent when every media type is acceptable: the first documented one, or its form in parts (10.4.4).
+
+    OpenAPI names the single part first where there is one, so that Swagger UI offers it.
+    """
+    first = documented[0]
+    in_parts = f'multipart/related; type="{first}"'
+    return in_parts if in_parts in documented else first
 
 
 def _is_free(parameter: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from flask.testing import FlaskClient
 from lxml import etree
 
 from tests.conftest import AppMaker
+from tests.data import make_dataset, make_file
 
 WADL, JSON = "application/vnd.sun.wadl+xml", "application/json"
 NAMESPACE = {"w": "http://wadl.dev.java.net/2009/02"}
@@ -176,6 +177,22 @@ def test_a_search_names_its_keys_its_limits_and_what_its_answer_says(client: Fla
     assert parameters["Accept"].get("default") == "application/dicom+json"
     assert "Warning" in search.xpath("w:response[@status='200']/w:param[@style='header']/@name", namespaces=NAMESPACE)
     assert "Any other attribute" in (search.findtext("w:request/w:doc", namespaces=NAMESPACE) or "")
+
+
+def test_the_default_media_type_is_the_one_that_is_sent(client: FlaskClient) -> None:
+    dataset = make_dataset()
+    client.post("/dicomweb/studies", data=make_file(dataset), content_type="application/dicom")
+    known = {"study": dataset.StudyInstanceUID, "series": dataset.SeriesInstanceUID}
+    known |= {"instance": dataset.SOPInstanceUID, "frame_list": "1", "attribute": "7FE00010"}
+    compared = 0
+    for (name, path), method in methods(wadl(client, "/dicomweb")).items():
+        (default,) = method.xpath("w:request/w:param[@name='Accept']/@default", namespaces=NAMESPACE) or [None]
+        answer = client.get(f"/dicomweb/{path.format_map(known)}", headers={"Accept": "*/*"}) if name == "GET" else None
+        if answer and default and answer.status_code == 200:
+            assert answer.mimetype_params.get("type", answer.mimetype) in default
+            assert answer.mimetype.startswith("multipart") == default.startswith("multipart")
+            compared += 1
+    assert compared >= 14
 
 
 @pytest.mark.parametrize(
