@@ -301,6 +301,7 @@ def _sign_filled(pixels: Samples, bits: int) -> Samples:
 JPEG_QUALITY: Final = 90
 NEAR_LOSSLESS_ERROR: Final = 2
 JPEG_2000_RATIO: Final = 10
+_JPEG_2000_HEADERS: Final = 256  # bytes that are left out of the ratio, else they were all there is of a small image
 
 _GREY: Final = {"MONOCHROME1": "MONOCHROME1", "MONOCHROME2": "MONOCHROME2"}
 _COLOUR: Final = {"RGB": "RGB", "YBR_FULL": "YBR_FULL", "YBR_FULL_422": "YBR_FULL"}
@@ -344,6 +345,7 @@ ENCODINGS: Final[Mapping[str, Encoding]] = {
     "1.2.840.10008.1.2.4.90": Encoding({**_ANY, "RGB": "YBR_RCT"}),
     "1.2.840.10008.1.2.4.91": Encoding(
         {**_GREY, **_COLOUR, "RGB": "YBR_ICT"},
+        bits_stored=(3, 16),
         method="ISO_15444_1",
         settings=f"ratio {JPEG_2000_RATIO}:1",
         least_side=32,  # OpenJPEG's five decompositions need them; a ratio makes no sense for less
@@ -408,33 +410,24 @@ def _encode_unguarded(syntax: TransferSyntax, frame: bytes, image: ImagePixel) -
     is_rgb = image.photometric == "RGB"
     if syntax.codec == "jpeg-2000":
         return _encode_jpeg_2000(syntax, pixels, bits, is_rgb)
+    error = 0 if syntax.lossless else NEAR_LOSSLESS_ERROR
     if image.signed:  # the others know no sign: two's complement of `bits` bits
+        # There the greatest number is next to the least: an error must not lead across (PS3.5 8.2.3).
+        if pixels.max() > (1 << bits - 1) - 1 - error or pixels.min() < error - (1 << bits - 1):
+            error = 0
         pixels = pixels.view(f"u{pixels.dtype.itemsize}") & ((1 << bits) - 1)
     if syntax.codec == "jpeg-ls":
-        from jpeg_ls import encode_buffer  # type: ignore[import-untyped]
-
-        return bytes(
-            encode_buffer(
-                pixels.tobytes(),
-                rows=image.rows,
-                columns=image.columns,
-                samples_per_pixel=image.samples,
-                bits_stored=max(bits, 2),
-                lossy_error=0 if syntax.lossless else NEAR_LOSSLESS_ERROR,
-                interleave_mode=2 if image.samples == 3 else None,
-            )
-        )
+        return _encode_jpeg_ls(pixels, bits, error)
+    if syntax.codec == "jpeg-lossless":
+        return _encode_jpeg_lossless(pixels, bits, is_rgb)
     import imagecodecs
 
-    space = None if image.samples == 1 else "RGB" if is_rgb else "YCbCr"
-    settings: dict[str, Any]
-    if syntax.codec == "jpeg-lossless":
-        settings = {"lossless": True, "predictor": 1, "bitspersample": max(bits, 2), "outcolorspace": space}
-    else:
-        settings = {"level": JPEG_QUALITY}
-        if space:
-            settings |= {"outcolorspace": "YCbCr", "subsampling": "422"}
-    return bytes(imagecodecs.jpeg8_encode(pixels, colorspace=space, **settings))
+    if image.samples == 1:
+        return bytes(imagecodecs.jpeg8_encode(pixels, JPEG_QUALITY))
+    space = "RGB" if is_rgb else "YCbCr"
+    return bytes(
+        imagecodecs.jpeg8_encode(pixels, JPEG_QUALITY, colorspace=space, outcolorspace="YCbCr", subsampling="422")
+    )
 
 
 def _pixels(frame: bytes, image: ImagePixel) -> Samples:
@@ -479,14 +472,66 @@ def _encode_rle(pixels: Samples, image: ImagePixel) -> bytes:
     )
 
 
+def _encode_jpeg_lossless(pixels: Samples, bits: int, is_rgb: bool) -> bytes:
+    """JPEG Lossless with first-order prediction of unsigned samples of `bits` bits; colours are not converted."""
+    import imagecodecs
+
+    space = "RGB" if pixels.ndim == 3 else None
+    stream = bytearray(
+        imagecodecs.jpeg8_encode(
+            pixels, lossless=True, predictor=1, bitspersample=max(bits, 2), colorspace=space, outcolorspace=space
+        )
+    )
+    if pixels.ndim == 3 and not is_rgb:
+        # Called YCbCr from the start, libjpeg-turbo 3.1 codes chroma with a Huffman table that the scan header does
+        # not name. So the marks of RGB are taken away afterwards: the Adobe marker, and R, G, B as component names.
+        del stream[2:18]
+        frame_header, scan_header = stream.index(b"\xff\xc3"), stream.index(b"\xff\xda")
+        for component in range(3):
+            stream[frame_header + 10 + 3 * component] = stream[scan_header + 5 + 2 * component] = component + 1
+    return bytes(stream)
+
+
+def _encode_jpeg_ls(pixels: Samples, bits: int, error: int) -> bytes:
+    """JPEG-LS of unsigned samples of `bits` bits.
+
+    imagecodecs knows the precisions 8 and 16 only. pyjpegls knows all, but gives up on what does not get smaller (a
+    handful of pixels): without an error, 8 or 16 bits are no harm then.
+    """
+    import imagecodecs
+
+    if bits not in (8, 16):
+        from jpeg_ls import encode_buffer  # type: ignore[import-untyped]
+
+        samples = pixels.shape[2] if pixels.ndim == 3 else 1
+        try:
+            return bytes(
+                encode_buffer(
+                    pixels.tobytes(),
+                    rows=pixels.shape[0],
+                    columns=pixels.shape[1],
+                    samples_per_pixel=samples,
+                    bits_stored=max(bits, 2),
+                    lossy_error=error,
+                    interleave_mode=2 if samples == 3 else None,
+                )
+            )
+        except RuntimeError:
+            if error:
+                raise
+    stream = bytes(imagecodecs.jpegls_encode(pixels, level=error))
+    return stream[:2] + stream[stream.index(b"\xff\xf7") :]  # without the SPIFF header, which is none of DICOM's
+
+
 def _encode_jpeg_2000(syntax: TransferSyntax, pixels: Samples, bits: int, is_rgb: bool) -> bytes:
     import imagecodecs
 
     if syntax.uid == "1.2.840.10008.1.2.4.91":  # imagecodecs offers a signal-to-noise ratio only
         from openjpeg.utils import encode_array
 
+        ratio = pixels.nbytes / (pixels.nbytes / JPEG_2000_RATIO + _JPEG_2000_HEADERS)
         return encode_array(
-            pixels, bits, photometric_interpretation=int(is_rgb), use_mct=is_rgb, compression_ratios=[JPEG_2000_RATIO]
+            pixels, bits, photometric_interpretation=int(is_rgb), use_mct=is_rgb, compression_ratios=[ratio]
         )
     if syntax.uid == "1.2.840.10008.1.2.4.90":
         return bytes(

@@ -111,7 +111,7 @@ def transcode_frame(
     frame = pixels.frame(number)
     if not wanted.encapsulated:
         return frame
-    pixels.require_integers(wanted)
+    pixels.require_encodable(wanted)
     return codecs.encode(wanted, frame, pixels.decoded)
 
 
@@ -297,7 +297,7 @@ def _write_encapsulated(file: DicomFile, wanted: TransferSyntax, target: BinaryI
     pixels = PixelData.of_file(file)
     if not pixels.present:
         raise CannotEncode(f"The object has no pixel data: it cannot be in {wanted.name}.")
-    pixels.require_integers(wanted)
+    pixels.require_encodable(wanted)
     pixels.require_frames()
     kind = pixels.decoded
     changes = _image_changes(pixels.image, codecs.encoded(wanted, kind))

@@ -19,7 +19,8 @@ MAX_FRAME_LENGTH: Final = 1 << 29
 MAX_INFLATED: Final = 1 << 30
 _MAX_OFFSET_TABLE: Final = 1 << 24  # two million frames
 
-_SOP_INSTANCE_UID, _EXTENDED_OFFSET_TABLE = 0x00080018, 0x7FE00001
+_SOP_CLASS_UID, _SOP_INSTANCE_UID, _EXTENDED_OFFSET_TABLE = 0x00080016, 0x00080018, 0x7FE00001
+_SEGMENTATIONS: Final = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})  # and Label Map
 _FLOAT_PIXEL_DATA, _DOUBLE_FLOAT_PIXEL_DATA = 0x7FE00008, 0x7FE00009
 _IMAGE_TAGS: Final = frozenset({0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010, 0x00280011}) | frozenset(
     range(0x00280100, 0x00280104)
@@ -238,10 +239,13 @@ class PixelData:
         else:
             self._native_extent(self.image.frames)
 
-    def require_integers(self, wanted: TransferSyntax) -> None:
-        """Raises CannotEncode for floating point pixel data, which no frame encoding takes."""
+    def require_encodable(self, wanted: TransferSyntax) -> None:
+        """Raises CannotEncode for what no frame encoding takes: floating point pixels, and if it loses something,
+        segmentations, whose samples are labels."""
         if self._pixels and self._pixels[0].tag != PIXEL_DATA:
             raise CannotEncode(f"{wanted.name} takes no floating point pixel data.")
+        if codecs.ENCODINGS[wanted.uid].method and self.text(_SOP_CLASS_UID) in _SEGMENTATIONS:
+            raise CannotEncode(f"{wanted.name} loses something: a segmentation would not be the same.")
 
     def _check_number(self, number: int) -> None:
         if not 1 <= number <= self.image.frames:
