@@ -39,6 +39,7 @@ from dicomcloud.dicom.attributes import (
     vr_of,
 )
 from dicomcloud.dicom.character_sets import codec_of
+from dicomcloud.dicom.matching import Kind, Match, matches
 from dicomcloud.dicom.transfer_syntaxes import TRANSFER_SYNTAXES, TransferSyntax, leaves_as_stored
 from dicomcloud.errors import BadRequest, FailureReason, WarningReason
 from dicomcloud.web import capabilities
@@ -360,13 +361,13 @@ _LIST = {"UI": "1.2.3,1.2.4"}
 _ITEM_KEY = 0x00080100  # Code Value, in place of what a sequence may hold
 
 
-def _kind(level: Level, key: str, value: str, *options: str) -> query.Kind | None:
+def _kind(level: Level, key: str, value: str, *options: str) -> Kind | None:
     """How the parser matches this key; None where it does not (universal), refuses the value or ignores the key."""
     match = _match(level, key, value, *options)
     return match.kind if match else None
 
 
-def _match(level: Level, key: str, value: str, *options: str) -> query.Match | None:
+def _match(level: Level, key: str, value: str, *options: str) -> Match | None:
     try:
         parsed = query.parse_query(level, [(key, value), *((name, "true") for name in options)], max_results=1)
     except BadRequest:
@@ -379,26 +380,26 @@ def matching_types(level: Level, tag: int, inner: int | None = None) -> tuple[li
     key, vr = keyword_of(tag), vr_of(tag)
     if vr == "SQ":
         nested = _kind(level, f"{key}.{keyword_of(inner or _ITEM_KEY)}", "1")
-        return (["SEQUENCE", "U"] if nested is query.Kind.SEQUENCE else ["NONE"]), []
+        return (["SEQUENCE", "U"] if nested is Kind.SEQUENCE else ["NONE"]), []
     single = _SINGLE.get(vr, "A")
     found = _match(level, key, single)
-    if found is None or not query.matches(found, {json_key(tag): _stored(vr, single)}):
+    if found is None or not matches(found, {json_key(tag): _stored(vr, single)}):
         return ["NONE"], []
     letters = ["S"]
     several = _match(level, key, _LIST.get(vr, "A,B"))
     if vr == "UI" and several and len(several.values) == 2:
         letters.append("L")
     letters += ["U"] if _match(level, key, "") is None else []
-    letters += ["*"] if _kind(level, key, "A*") in (query.Kind.WILDCARD, query.Kind.NAME) else []
-    letters += ["R"] if _kind(level, key, _RANGE.get(vr, "-")) is query.Kind.RANGE else []
+    letters += ["*"] if _kind(level, key, "A*") in (Kind.WILDCARD, Kind.NAME) else []
+    letters += ["R"] if _kind(level, key, _RANGE.get(vr, "-")) is Kind.RANGE else []
     options = []
     if vr == "CS" and several and len(several.values) == 2:
         options.append("list of codes")
-    if _kind(level, key, "A", "fuzzymatching") is query.Kind.FUZZY:
+    if _kind(level, key, "A", "fuzzymatching") is Kind.FUZZY:
         options.append("fuzzy")
-    if _kind(level, key, "A\\B", "multiplevaluematching") is query.Kind.ALL:
+    if _kind(level, key, "A\\B", "multiplevaluematching") is Kind.ALL:
         options.append("multiple values")
-    if _kind(level, key, '""', "emptyvaluematching") is query.Kind.EMPTY:
+    if _kind(level, key, '""', "emptyvaluematching") is Kind.EMPTY:
         options.append("empty value")
     if found.time_tag:
         options.append(f"combined with {keyword_of(found.time_tag)}")
@@ -448,7 +449,7 @@ def _attribute_rows(attribute: IndexedAttribute) -> Iterator[tuple[str, ...]]:
         if sequence == attribute.tag:
             key = f"{keyword_of(sequence)}.{keyword_of(inner)}"
             nested = query.parse_query(attribute.level, [(key, "A*")], max_results=1).matches[0].items[0].kind
-            found = "S U *" if nested is query.Kind.WILDCARD else "S U"
+            found = "S U *" if nested is Kind.WILDCARD else "S U"
             yield f"> {keyword_of(inner)}", _tag(inner), vr_of(inner), found, "", "with the sequence"
 
 
