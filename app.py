@@ -17,6 +17,9 @@ def open_archive(configuration: Settings) -> Archive:
     return archive.open_archive(
         configuration.resolved_database_url,
         configuration.resolved_storage_url,
+        cache_folder=configuration.cache_path,
+        cache_bytes=configuration.cache_bytes,
+        codec_workers=configuration.resolved_codec_workers,
         duplicates=configuration.duplicates,
         max_inflated_bytes=configuration.max_inflated_bytes,
         min_free_bytes=configuration.min_free_bytes,
@@ -46,6 +49,8 @@ def create_app(configuration: Settings | None = None) -> Flask:
             max_request_bytes=configuration.max_request_bytes,
             max_parts=configuration.max_parts,
             cors_origins=configuration.cors_origins,
+            strict_accept=configuration.strict_accept,
+            accel_redirect=configuration.accel_redirect,
         ),
     )
     return app

@@ -188,6 +188,21 @@ def _parse_folder(value: Any) -> str:
     return _text(value)
 
 
+def _parse_flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    return {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}[
+        _text(value).lower()
+    ]
+
+
+def _parse_internal_path(value: Any) -> str:
+    text = _text(value)
+    if text and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", text):
+        raise ValueError
+    return text.rstrip("/")
+
+
 ADDRESS = Kind("address", "an address and a port, such as 127.0.0.1:8000 or [::1]:8000", _parse_address)
 FOLDER = Kind("folder", "a folder", _parse_folder)
 SIZE = Kind("size", "a size such as 500 MB, 16 GiB or a number of bytes", _parse_size, _show_size)
@@ -202,6 +217,8 @@ ORIGINS = Kind(
 )
 PUBLIC_URL = Kind("URL", "an http or https URL such as https://pacs.example, or nothing", _parse_public_url)
 ROOT = Kind("path", "a path such as /dicomweb, not one that the server uses for something else", _parse_root)
+FLAG = Kind("`true` or `false`", "true or false", _parse_flag, lambda value: str(value).lower())
+INTERNAL_PATH = Kind("path", "a path such as /stored, or nothing", _parse_internal_path)
 DATABASE_URL = Kind("URL", "sqlite:///PATH, or nothing", _url_with("sqlite:///"))
 STORAGE_URL = Kind("URL", "file://FOLDER, or nothing", _url_with("file://"))
 
@@ -287,6 +304,31 @@ class Settings:
     max_inflated_bytes: int = _option(
         1 << 30, SIZE, "Largest data set that a deflated instance may unpack to; protects against bombs."
     )
+    strict_accept: bool = _option(
+        False,
+        FLAG,
+        "Answer a search or retrieve without an Accept header with 406, as PS3.18 8.4.1 demands. Several clients send "
+        "none; it counts as `*/*` otherwise.",
+    )
+    codec_workers: int = _option(
+        0,
+        _integer(0, 64),
+        "Processes of each server process that decode and encode pixel data; they start when they are needed first. 0: "
+        "one per processor core, at most 2.",
+    )
+    cache_bytes: int = _option(
+        2 << 30,
+        SIZE,
+        "Disk space for results that are dear to make (decoded and encoded pixel data, metadata of series), in `cache` "
+        "in the data directory, which may be deleted at any time. 0: nothing is kept.",
+    )
+    accel_redirect: str = _option(
+        "",
+        INTERNAL_PATH,
+        "Path of the internal nginx location that serves the `storage` folder, e.g. `/stored`: nginx then sends whole "
+        "stored files itself (X-Accel-Redirect, config/nginx.conf). Only where every request comes through that nginx. "
+        "Empty: off.",
+    )
     min_free_bytes: int = _option(
         100 << 20, SIZE, "Free disk space below which nothing is stored any more (503); 0: no such limit."
     )
@@ -324,6 +366,14 @@ class Settings:
     @property
     def resolved_storage_url(self) -> str:
         return self.storage_url or f"file://{self.data_path / 'storage'}"
+
+    @property
+    def cache_path(self) -> Path:
+        return self.data_path / "cache"
+
+    @property
+    def resolved_codec_workers(self) -> int:
+        return self.codec_workers or min(os.cpu_count() or 1, 2)
 
     @property
     def resolved_server(self) -> Literal["gunicorn", "waitress"]:

@@ -624,6 +624,16 @@ class Index:
             ).fetchone()
         return None if row is None else (row[0], _datetime(row[1]))
 
+    def series_revisions(self, study_uid: str, series_uid: str | None = None) -> list[tuple[str, int, datetime]]:
+        """(UID, revision, when it was) of the series of a study, or of one, in the order of `instances`."""
+        condition, values = _scope(study_uid, series_uid, None)
+        rows = self._run(
+            "SELECT r.uid, r.revision, r.changed_at FROM series r JOIN study s ON s.id = r.study_key"
+            f"{condition} ORDER BY r.number, r.uid",
+            values,
+        ).fetchall()
+        return [(row[0], row[1], _datetime(row[2])) for row in rows]
+
     def was_deleted(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> bool:
         """Whether the object has been removed and not been stored again."""
         return (

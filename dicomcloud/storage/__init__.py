@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from mmap import mmap
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 
@@ -60,6 +61,9 @@ class Storage(Protocol):
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`, fewer at the end of the file. Raises FileMissing."""
+
+    def local_path(self, key: str) -> Path:
+        """Where other processes of this machine can read the file, which need not be there (any more)."""
 
     def delete(self, key: str) -> None:
         """Remove the file; a missing one is no error. Raises OSError where it cannot be removed now."""

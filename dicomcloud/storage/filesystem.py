@@ -96,6 +96,9 @@ class FileSystemStorage:
         except FileNotFoundError:
             raise FileMissing(key) from None
 
+    def local_path(self, key: str) -> Path:
+        return self._path(key)
+
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
 

@@ -11,11 +11,13 @@ from flask_smorest import Api
 from werkzeug.exceptions import HTTPException
 
 from .. import __version__
-from . import delete_rs, health, ohif, qido_rs, stow_rs, wado_rs, wado_uri
+from . import delete_rs, health, ohif, qido_rs, retrieve, stow_rs, wado_metadata, wado_rs, wado_uri
 from .capabilities import add_capabilities
 from .openapi import add_pages
 from .responses import fault
 from .service import Service
+
+_RESOURCES = (wado_rs, wado_metadata)  # imported for their routes, which are on the blueprint of `retrieve`
 
 
 def register(app: Flask, service: Service) -> None:
@@ -32,7 +34,7 @@ def register(app: Flask, service: Service) -> None:
     root = service.root
     for blueprint, documented, others in (
         (qido_rs.blueprint, root, ["/api", "/qidors"]),
-        (wado_rs.blueprint, root, ["/api", "/wadors"]),
+        (retrieve.blueprint, root, ["/api", "/wadors"]),
         (stow_rs.blueprint, root, ["/api", "/stowrs"]),
         (delete_rs.blueprint, root, ["/api", "/delowrs"]),
         (wado_uri.blueprint, "/wado", ["/wadouri", "/api/wadouri"]),

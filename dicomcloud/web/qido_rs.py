@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+import orjson
 from flask import Response, request
 from flask_smorest import Blueprint
 
 from ..dicom.attributes import INDEXED_ATTRIBUTES, Level, json_key
 from ..dicom.query import Query, parse_query
-from .negotiation import Offer, negotiate
+from .negotiation import Offer
 from .openapi import DATA_SETS, content, faults, query
-from .responses import DICOM_JSON, dicom_json, warning, with_bulk_data_urls
+from .responses import DICOM_JSON, DICOM_XML, dicom_json, dicom_xml, negotiated, warning, with_bulk_data_urls
 from .service import check_uids, current_service, server_url, service_url
 
 blueprint = Blueprint("QIDO-RS", __name__, description="Search (PS3.18 10.6)")
 
 _RETRIEVE_URL = "00081190"
+_OFFERS = (Offer(DICOM_JSON), Offer(DICOM_XML, multipart=True))
 
 _FLAG = {"type": "string", "enum": ["true", "false"]}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -40,7 +42,7 @@ _PARAMETERS = [
 _RESPONSES = {
     "200": {
         "description": "The matching data sets, `[]` when there are none",
-        "content": content(DICOM_JSON, schema=DATA_SETS),
+        "content": content(DICOM_JSON, schema=DATA_SETS) | content(f'multipart/related; type="{DICOM_XML}"'),
         "headers": {
             "X-Total-Count": {"description": "Number of all matches", "schema": {"type": "integer"}},
             "Link": {"description": "URLs of the first, prev, next and last page", "schema": {"type": "string"}},
@@ -99,15 +101,19 @@ def search_for_instances() -> Response:
 def _search(level: Level, study: str | None = None, series: str | None = None) -> Response:
     check_uids(study=study, series=series)
     service = current_service()
-    negotiate(request.headers.get("Accept"), request.args.get("accept"), [Offer(DICOM_JSON)])
+    choice = negotiated(_OFFERS)
     pairs = [(key, value) for key, value in request.args.items(multi=True) if key != "accept"]
     asked = parse_query(level, pairs, study_uid=study, series_uid=series, max_results=service.max_results)
     result = service.archive.index.search(asked)
     base = service_url()
     body = [_with_retrieve_url(row, base) for row in result.rows]
-    response = dicom_json(body) if body or service.empty_search_status == 200 else Response(status=204)
-    if level is Level.INSTANCE:
-        response.set_data(with_bulk_data_urls(response.get_data(), base))
+    if level is Level.INSTANCE and body:
+        body = orjson.loads(with_bulk_data_urls(orjson.dumps(body), base))
+    if not body and service.empty_search_status != 200:
+        response = Response(status=204)
+    else:
+        response = dicom_json(body) if choice.offer.media_type == DICOM_JSON else dicom_xml(body, choice)
+    response.headers["Cache-Control"] = "private, no-cache"
     response.headers["X-Total-Count"] = str(result.total)
     if links := _links(asked, result.total, pairs):
         response.headers["Link"] = links

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -11,12 +12,25 @@ import orjson
 from flask import Response, request
 from werkzeug.exceptions import HTTPException
 
-from ..errors import DicomWebError
-from .service import service_url
+from ..dicom.metadata import native_model_xml
+from ..errors import DicomWebError, NotAcceptable
+from .multipart import MultipartBody, OutgoingPart
+from .negotiation import Choice, Offer, negotiate
+from .service import current_service, service_url
 
 log = logging.getLogger(__name__)
 
 DICOM_JSON = "application/dicom+json"
+DICOM_XML = "application/dicom+xml"
+
+
+def negotiated(offers: Sequence[Offer]) -> Choice:
+    """The offer that the request accepts (PS3.18 8.7.5). Raises BadRequest, NotAcceptable."""
+    header, parameter = request.headers.get("Accept"), request.args.get("accept")
+    if not header and not parameter and current_service().strict_accept:
+        available = " | ".join(map(str, offers))
+        raise NotAcceptable(f"The request has no Accept header (PS3.18 8.4.1). Available: {available}")
+    return negotiate(header, parameter, offers)
 
 
 def dicom_json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -34,18 +48,33 @@ def with_bulk_data_urls(document: bytes, base: str) -> bytes:
     return document.replace(b'"BulkDataURI":"/', b'"BulkDataURI":"' + base.encode() + b"/")
 
 
+def dicom_xml(data_sets: Sequence[Mapping[str, Any]], choice: Choice, status: int = 200) -> Response:
+    """Data sets in the Native DICOM Model (PS3.19 A.1), each a part, or the only one alone."""
+    documents = [native_model_xml(data_set) for data_set in data_sets]
+    if not choice.offer.multipart:
+        return Response(documents[0], status, content_type=DICOM_XML)
+    parts = [OutgoingPart({"Content-Type": DICOM_XML}, len(document), [document]) for document in documents]
+    body = MultipartBody(DICOM_XML, parts)
+    return Response(b"".join(body), status, content_type=body.content_type)
+
+
 def warning(text: str) -> str:
     """The value of a Warning header: `299 <service>: <text>` (PS3.18 8.3.4)."""
     line = " ".join(text.split()).encode("ascii", "replace").decode("ascii")
     return f"299 {service_url()}: {line}"
 
 
-def not_modified(etag: str) -> Response | None:
-    """304 when the client has this version already (If-None-Match), else None."""
-    if etag not in request.if_none_match:
+def not_modified(etag: str, last_modified: datetime | None = None) -> Response | None:
+    """304 when the client has this version already (If-None-Match, else If-Modified-Since), else None."""
+    if "If-None-Match" in request.headers:
+        if etag not in request.if_none_match:
+            return None
+    elif last_modified is None or (since := request.if_modified_since) is None or last_modified > since:
         return None
     response = Response(status=HTTPStatus.NOT_MODIFIED)
     response.set_etag(etag)
+    response.headers["Cache-Control"] = "private, no-cache"
+    response.headers["Vary"] = "Accept"
     return response
 
 

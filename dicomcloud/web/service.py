@@ -26,6 +26,8 @@ class Service:
     max_request_bytes: int = 16 << 30
     max_parts: int = 10_000
     cors_origins: tuple[str, ...] = ()
+    strict_accept: bool = False
+    accel_redirect: str = ""
 
 
 def current_service() -> Service:

@@ -11,7 +11,6 @@ from flask import Response, request
 from flask_smorest import Blueprint
 
 from ..archive import StoreBatch, StoreItem
-from ..dicom.metadata import native_model_xml
 from ..errors import (
     BadRequest,
     DicomWebError,
@@ -24,8 +23,6 @@ from .multipart import (
     PIECE,
     InflatedStream,
     MediaType,
-    MultipartBody,
-    OutgoingPart,
     Readable,
     boundary_of,
     parse_media_type,
@@ -33,13 +30,12 @@ from .multipart import (
 )
 from .negotiation import Offer, negotiate
 from .openapi import BINARY, content, faults
-from .responses import DICOM_JSON, dicom_json, warning
+from .responses import DICOM_JSON, DICOM_XML, dicom_json, dicom_xml, warning
 from .service import check_uids, current_service, service_url
 
 blueprint = Blueprint("STOW-RS", __name__, description="Store (PS3.18 10.5)")
 
 DICOM = "application/dicom"
-DICOM_XML = "application/dicom+xml"
 SUPPORTED = 'multipart/related; type="application/dicom" and application/dicom'
 RETRY_AFTER = 30  # seconds
 
@@ -245,16 +241,10 @@ def _answer(items: Sequence[StoreItem]) -> Response:
 def _in_accepted_form(module: Mapping[str, Any], status: int) -> Response:
     """By Accept; JSON where nothing acceptable is left, for what is stored is stored."""
     try:
-        offer = negotiate(request.headers.get("Accept"), request.args.get("accept"), _OFFERS).offer
+        choice = negotiate(request.headers.get("Accept"), request.args.get("accept"), _OFFERS)
     except (NotAcceptable, BadRequest):
-        offer = _OFFERS[0]
-    if offer.media_type == DICOM_JSON:
         return dicom_json(module, status)
-    document = native_model_xml(module)
-    if not offer.multipart:
-        return Response(document, status, content_type=DICOM_XML)
-    body = MultipartBody(DICOM_XML, [OutgoingPart({"Content-Type": DICOM_XML}, len(document), [document])])
-    return Response(b"".join(body), status, content_type=body.content_type)
+    return dicom_json(module, status) if choice.offer.media_type == DICOM_JSON else dicom_xml([module], choice, status)
 
 
 def _response_module(items: Sequence[StoreItem]) -> dict[str, Any]:

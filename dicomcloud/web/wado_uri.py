@@ -10,8 +10,9 @@ from ..dicom.pixel_data import leaves_as_stored
 from ..errors import BadRequest, NotAcceptable
 from .openapi import content, faults, query
 from .responses import not_modified
+from .retrieve import AS_STORED, DICOM, EXPLICIT_LITTLE_ENDIAN, Unattainable, entity_tag
 from .service import current_service
-from .wado_rs import AS_STORED, DICOM, EXPLICIT_LITTLE_ENDIAN, entity_tag, single_instance
+from .wado_rs import ENCODABLE, single_instance
 
 blueprint = Blueprint("WADO-URI", __name__, description="Retrieve by query parameters (PS3.18 9)")
 
@@ -41,13 +42,17 @@ def retrieve_by_uri() -> Response:
     syntax = _parameter("transferSyntax") or EXPLICIT_LITTLE_ENDIAN
     if syntax != AS_STORED and not is_uid(syntax):
         raise BadRequest(f"transferSyntax is not a UID: {syntax[:80]!r}")
-    available = {AS_STORED, EXPLICIT_LITTLE_ENDIAN}
+    available = {AS_STORED, EXPLICIT_LITTLE_ENDIAN, *ENCODABLE}
     if leaves_as_stored(row.transfer_syntax):
         available.add(row.transfer_syntax)
-    if syntax not in available:
-        raise NotAcceptable(f"transferSyntax {syntax} is not available; available: {', '.join(sorted(available))}")
-    etag = entity_tag(row.file_key, syntax)
-    return not_modified(etag) or single_instance(row, syntax, etag)
+    try:
+        if syntax not in available:
+            raise Unattainable([syntax])
+        etag = entity_tag(None, row.file_key, syntax)
+        return not_modified(etag) or single_instance(row, syntax, etag)
+    except Unattainable:
+        text = ", ".join(sorted(available - {syntax}))
+        raise NotAcceptable(f"transferSyntax {syntax} is not available; available: {text}") from None
 
 
 def _parameter(name: str) -> str:

@@ -1,0 +1,122 @@
+"""What all retrieve resources share: negotiation over what can be had, validators, single parts, multiparts, HEAD.
+
+Every answer carries an ETag and `Cache-Control: private, no-cache`: browsers may keep it and ask each time whether it
+is still right. A stored file never changes, but what lies under a URL may (the setting `duplicates`, a delete), and
+only the person who was let in may see it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from hashlib import blake2b
+from typing import TypeVar, cast
+
+import orjson
+from flask import Response, request
+from flask_smorest import Blueprint
+
+from ..archive import InstanceRow
+from .multipart import MultipartBody, OutgoingPart
+from .negotiation import Choice, Offer
+from .responses import negotiated
+from .service import current_service, service_url
+
+blueprint = Blueprint("WADO-RS", __name__, description="Retrieve (PS3.18 10.4)")
+
+DICOM = "application/dicom"
+OCTET_STREAM = "application/octet-stream"
+EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+AS_STORED = "*"
+CACHE_CONTROL = "private, no-cache"
+
+Answer = TypeVar("Answer")
+
+
+class Unattainable(Exception):
+    """These transfer syntaxes cannot be had of the resource after all."""
+
+    def __init__(self, transfer_syntaxes: Collection[str]) -> None:
+        super().__init__(", ".join(transfer_syntaxes))
+        self.transfer_syntaxes = transfer_syntaxes
+
+
+def attain(offers: Sequence[Offer], answer: Callable[[Choice], Answer]) -> Answer:
+    """The answer in the best form that can be had: while it is Unattainable, that media range falls away.
+
+    Raises BadRequest, NotAcceptable with what is left (PS3.18 8.7.5, 8.7.8).
+    """
+    while True:
+        choice = negotiated(offers)
+        try:
+            return answer(choice)
+        except Unattainable as error:
+            offers = _without(offers, error.transfer_syntaxes)
+
+
+def _without(offers: Sequence[Offer], transfer_syntaxes: Collection[str]) -> list[Offer]:
+    left = []
+    for offer in offers:
+        syntaxes = tuple(uid for uid in offer.transfer_syntaxes if uid not in transfer_syntaxes)
+        if syntaxes or not offer.transfer_syntaxes:
+            left.append(replace(offer, transfer_syntaxes=syntaxes))
+    return left
+
+
+def attributes_of(row: InstanceRow) -> dict[str, object]:
+    """The instance's data set in the DICOM JSON Model."""
+    document = next(current_service().archive.documents(row.study_uid, row.series_uid, row.sop_uid))
+    return cast("dict[str, object]", orjson.loads(document))
+
+
+def entity_tag(choice: Choice | None, *marks: object) -> str:
+    """An ETag for a representation: equal when the form and all marks are."""
+    form = (choice.offer.media_type, choice.offer.multipart, choice.transfer_syntax) if choice else ()
+    return blake2b("|".join(map(str, (*form, *marks))).encode(), digest_size=16).hexdigest()
+
+
+def instance_url(row: InstanceRow) -> str:
+    return f"{service_url()}/studies/{row.study_uid}/series/{row.series_uid}/instances/{row.sop_uid}"
+
+
+def single_part(part: OutgoingPart, etag: str, *, last_modified: datetime | None = None, status: int = 200) -> Response:
+    """The item alone; its part's headers are those of the answer."""
+    body = cast(Iterable[bytes], part.chunks) if request.method != "HEAD" else iter(())
+    response = Response(body, status, direct_passthrough=True)
+    response.headers.update(part.headers)
+    if part.size is not None:
+        response.headers["Content-Length"] = str(part.size)
+    return validated(response, etag, last_modified)
+
+
+def multipart(
+    media_type: str,
+    parts: Iterable[OutgoingPart],
+    etag: str,
+    location: str,
+    *,
+    last_modified: datetime | None = None,
+    status: int = 200,
+) -> Response:
+    """The items, each a part; with their total length where `parts` is a sequence and tells it."""
+    body = MultipartBody(media_type, parts)
+    head = request.method == "HEAD"
+    response = Response(iter(()) if head else body, status, content_type=body.content_type, direct_passthrough=True)
+    response.headers["Content-Location"] = location
+    if body.content_length is not None:
+        response.headers["Content-Length"] = str(body.content_length)
+    if head:
+        body.close()
+    return validated(response, etag, last_modified)
+
+
+def validated(response: Response, etag: str, last_modified: datetime | None = None) -> Response:
+    """The answer with what lets a client keep it."""
+    headers = response.headers
+    headers["ETag"] = f'"{etag}"'
+    headers["Cache-Control"] = CACHE_CONTROL
+    headers["Vary"] = "Accept"
+    if last_modified is not None:
+        response.last_modified = last_modified
+    return response
