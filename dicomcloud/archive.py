@@ -177,21 +177,19 @@ class Archive:
             raise NotFound(f"The instance has no bulk data at {path[:200]!r}")
         return row, value
 
+    def document(self, study: str, series: str, instance: str) -> tuple[InstanceRow, bytes]:
+        """One instance and its DICOM JSON text. Raises NotFound, Gone."""
+        return self.index.document(study, series, instance) or self._missing(study, series, instance)
+
     def documents(self, study: str, series: str | None = None, instance: str | None = None) -> Iterator[bytes]:
         """The DICOM JSON text of each instance, in reading order. Raises NotFound, Gone."""
         documents = self.index.documents(study, series, instance)
         first = next(documents, None)
         return chain([first or self._missing(study, series, instance)], documents)
 
-    def version(self, study: str, series: str | None = None, instance: str | None = None) -> tuple[str, datetime]:
-        """A text that changes with every change of the study, series or instance; and when it changed last.
-
-        Raises NotFound, Gone.
-        """
-        if instance is not None:
-            row = self.instances(study, series, instance)[0]
-            return row.file_key, row.stored_at
-        revision, changed_at = self.index.revision(study, series) or self._missing(study, series, instance)
+    def version(self, study: str, series: str | None = None) -> tuple[str, datetime]:
+        """A text that changes with every change below the study or series; and when that was. Raises NotFound, Gone."""
+        revision, changed_at = self.index.revision(study, series) or self._missing(study, series, None)
         return _version(revision, changed_at), changed_at
 
     def series_versions(self, study: str, series: str | None = None) -> list[SeriesVersion]:

@@ -7,7 +7,7 @@ only the person who was let in may see it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from hashlib import blake2b
@@ -18,7 +18,8 @@ from flask import Response, request
 from flask_smorest import Blueprint
 
 from ..archive import InstanceRow
-from .multipart import MultipartBody, OutgoingPart
+from ..errors import RangeNotSatisfiable
+from .multipart import Buffer, MultipartBody, OutgoingPart
 from .negotiation import Choice, Offer
 from .responses import negotiated
 from .service import current_service, service_url
@@ -66,7 +67,7 @@ def _without(offers: Sequence[Offer], transfer_syntaxes: Collection[str]) -> lis
 
 def attributes_of(row: InstanceRow) -> dict[str, object]:
     """The instance's data set in the DICOM JSON Model."""
-    document = next(current_service().archive.documents(row.study_uid, row.series_uid, row.sop_uid))
+    _, document = current_service().archive.document(row.study_uid, row.series_uid, row.sop_uid)
     return cast("dict[str, object]", orjson.loads(document))
 
 
@@ -80,14 +81,54 @@ def instance_url(row: InstanceRow) -> str:
     return f"{service_url()}/studies/{row.study_uid}/series/{row.series_uid}/instances/{row.sop_uid}"
 
 
-def single_part(part: OutgoingPart, etag: str, *, last_modified: datetime | None = None, status: int = 200) -> Response:
-    """The item alone; its part's headers are those of the answer."""
-    body = cast(Iterable[bytes], part.chunks) if request.method != "HEAD" else iter(())
-    response = Response(body, status, direct_passthrough=True)
-    response.headers.update(part.headers)
-    if part.size is not None:
-        response.headers["Content-Length"] = str(part.size)
+def single_part(part: OutgoingPart, etag: str, *, last_modified: datetime | None = None) -> Response:
+    """The item alone, or the range of it that was asked for; its part's headers are those of the answer.
+
+    Raises RangeNotSatisfiable.
+    """
+    chunks, size, status = part.chunks, part.size, 200
+    headers = dict(part.headers)
+    if request.method == "HEAD":
+        chunks = iter(())
+    elif size is not None:
+        headers["Accept-Ranges"] = "bytes"
+        if limits := _range(size, etag):
+            first, end = limits
+            headers["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
+            chunks, size, status = _cut(chunks, first, end), end - first, 206
+    response = Response(cast(Iterable[bytes], chunks), status, direct_passthrough=True)
+    response.headers.update(headers)
+    if size is not None:
+        response.headers["Content-Length"] = str(size)
     return validated(response, etag, last_modified)
+
+
+def _range(size: int, etag: str) -> tuple[int, int] | None:
+    """The first byte and the one after the last that a Range header asks for; None for all (RFC 9110 14)."""
+    if "Range" not in request.headers:
+        return None
+    asked = request.range
+    if asked is None or asked.units != "bytes" or len(asked.ranges) != 1:
+        return None
+    if "If-Range" in request.headers and request.if_range.etag != etag:
+        return None
+    limits = asked.range_for_length(size)
+    if limits is None:
+        raise RangeNotSatisfiable(
+            f"There are {size} bytes; the range lies outside", headers={"Content-Range": f"bytes */{size}"}
+        )
+    return limits
+
+
+def _cut(chunks: Iterable[Buffer], first: int, end: int) -> Iterator[Buffer]:
+    at = 0
+    for chunk in chunks:
+        piece = chunk[max(first - at, 0) : end - at]
+        at += len(chunk)
+        if piece:
+            yield piece
+        if at >= end:
+            return
 
 
 def multipart(

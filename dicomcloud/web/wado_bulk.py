@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from itertools import chain
 from typing import BinaryIO, Final
 
@@ -12,7 +13,7 @@ from ..archive import InstanceRow
 from ..dicom import metadata
 from ..dicom.frames import BulkValue
 from ..dicom.pixel_data import TRANSFER_SYNTAXES
-from ..errors import NotFound, RangeNotSatisfiable
+from ..errors import NotFound
 from .multipart import OutgoingPart, parse_media_type, read_in_pieces
 from .negotiation import Choice, Offer
 from .openapi import content, faults, header
@@ -129,8 +130,10 @@ def _send_octets(row: InstanceRow, value: BulkValue, location: str, choice: Choi
     etag = entity_tag(choice, row.file_key, value.path)
     if answer := not_modified(etag):
         return answer
-    kind = choice.offer.media_type
-    file, size = current_service().archive.open_bulk_value(row, value)
+    kind, size = choice.offer.media_type, value.length
+    file: BinaryIO = BytesIO()
+    if request.method != "HEAD":
+        file, size = current_service().archive.open_bulk_value(row, value)
     headers = {"Content-Type": kind, "Content-Location": location}
     if kind != OCTET_STREAM:
         length = metadata.text(attributes_of(row), "EncapsulatedDocumentLength")
@@ -138,30 +141,8 @@ def _send_octets(row: InstanceRow, value: BulkValue, location: str, choice: Choi
             size -= 1
         if kind != "application/pdf":  # a stored web page is not to act as one of this server's
             headers["Content-Security-Policy"] = "sandbox"
-    if choice.offer.multipart:
-        parts = [OutgoingPart(headers, size, read_in_pieces(file, size))]
-        return multipart(kind, parts, etag, location)
-    return _byte_range(file, size, headers, etag)
-
-
-def _byte_range(file: BinaryIO, size: int, headers: dict[str, str], etag: str) -> Response:
-    """The range of the value that the Range header asks for, or all of it (RFC 9110 14)."""
-    headers["Accept-Ranges"] = "bytes"
-    asked = request.range
-    if "If-Range" in request.headers and request.if_range.etag != etag:
-        asked = None
-    if asked is None or asked.units != "bytes" or len(asked.ranges) != 1:
-        return single_part(OutgoingPart(headers, size, read_in_pieces(file, size)), etag)
-    limits = asked.range_for_length(size)
-    if limits is None:
-        file.close()
-        raise RangeNotSatisfiable(
-            f"The value has {size} bytes; the range lies outside", headers={"Content-Range": f"bytes */{size}"}
-        )
-    first, end = limits
-    file.seek(first, 1)
-    headers["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
-    return single_part(OutgoingPart(headers, end - first, read_in_pieces(file, end - first)), etag, status=206)
+    part = OutgoingPart(headers, size, read_in_pieces(file, size))
+    return multipart(kind, [part], etag, location) if choice.offer.multipart else single_part(part, etag)
 
 
 def _send_stream(row: InstanceRow, location: str) -> Response:

@@ -6,6 +6,7 @@ The JSON text of a series is put together once and kept compressed (`gzip_segmen
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from datetime import datetime
 
 import orjson
 from flask import Response, request
@@ -16,7 +17,7 @@ from ..dicom.metadata import native_model_xml
 from ..errors import BadRequest
 from .gzip_segments import GzipStream, pack_segment, unpack_segment
 from .multipart import OutgoingPart
-from .negotiation import Offer
+from .negotiation import Choice, Offer
 from .openapi import DATA_SETS, content, faults, query
 from .responses import DICOM_JSON, DICOM_XML, negotiated, not_modified
 from .retrieve import blueprint, entity_tag, multipart, single_part, validated
@@ -60,61 +61,70 @@ def retrieve_series_metadata(study: str, series: str) -> Response:
 @blueprint.route("/studies/<study>/series/<series>/instances/<instance>/metadata")
 @blueprint.doc(summary="Retrieve Instance Metadata", parameters=_PARAMETERS, responses=_INSTANCE_METADATA)
 def retrieve_instance_metadata(study: str, series: str, instance: str) -> Response:
-    return _retrieve_metadata(study, series, instance)
+    check_uids(study=study, series=series, instance=instance)
+    choice, kept = negotiated(_INSTANCE_OFFERS), _fields()
+    row, text = current_service().archive.document(study, series, instance)
+    base = service_url()
+    etag = entity_tag(choice, row.file_key, base, *sorted(kept or ()))
+    if answer := not_modified(etag, row.stored_at):
+        return answer
+    location = f"{base}/studies/{study}/series/{series}/instances/{instance}/metadata"
+    texts = _reduced(_located([text], base), kept)
+    return _send(texts, choice, etag, location, row.stored_at, alone=True)
 
 
 _OFFERS = (Offer(DICOM_JSON), Offer(DICOM_XML, multipart=True))
 _INSTANCE_OFFERS = (*_OFFERS, Offer(DICOM_XML))
 
 
-def _retrieve_metadata(study: str, series: str | None = None, instance: str | None = None) -> Response:
-    check_uids(study=study, series=series, instance=instance)
-    choice = negotiated(_INSTANCE_OFFERS if instance else _OFFERS)
-    kept = _fields(request.args.getlist("includefield"))
+def _retrieve_metadata(study: str, series: str | None = None) -> Response:
+    check_uids(study=study, series=series)
+    choice, kept = negotiated(_OFFERS), _fields()
     archive, base = current_service().archive, service_url()
-    version, changed_at = archive.version(study, series, instance)
-    as_json = choice.offer.media_type == DICOM_JSON
-    whole = as_json and instance is None and kept is None  # then it is in the cache
+    version, changed_at = archive.version(study, series)
+    whole = choice.offer.media_type == DICOM_JSON and kept is None  # then it is in the cache
     gzip = whole and _accepts_gzip()
-    etag = entity_tag(choice, version, base, gzip, *sorted(kept or ("all",)))
+    etag = entity_tag(choice, study, series, version, base, gzip, *sorted(kept or ()))
     answer = not_modified(etag, changed_at)
     if answer is None:
-        location = f"{base}{_resource(study, series, instance)}/metadata"
-        if request.method == "HEAD":
-            answer = Response(iter(()), mimetype=choice.offer.media_type)
-        elif whole:
+        location = f"{base}/studies/{study}{f'/series/{series}' if series else ''}/metadata"
+        if whole and request.method != "HEAD":
             answer = _cached_json(archive, base, study, series, gzip=gzip)
+            answer.headers["Content-Location"] = location
+            validated(answer, etag, changed_at)
         else:
-            texts = _texts(archive, base, study, series, instance)
-            if kept is not None:
-                texts = (_reduced(text, kept) for text in texts)
-            if as_json:
-                pieces = _json_array(texts)
-                answer = Response(next(pieces) if instance else pieces, mimetype=DICOM_JSON)
-            else:
-                answer = _xml(texts, etag, location, in_parts=choice.offer.multipart)
-        answer.headers["Content-Location"] = location
+            texts = _reduced(_located(archive.documents(study, series), base), kept)
+            answer = _send(texts, choice, etag, location, changed_at)
         if gzip:
             answer.headers["Content-Encoding"] = "gzip"
-    validated(answer, etag, changed_at)
     if whole:
         answer.headers["Vary"] = "Accept, Accept-Encoding"
     return answer
 
 
-def _resource(study: str, series: str | None, instance: str | None) -> str:
-    path = f"/studies/{study}"
-    path += f"/series/{series}" if series else ""
-    return path + (f"/instances/{instance}" if instance else "")
+def _send(
+    texts: Iterator[bytes], choice: Choice, etag: str, location: str, changed_at: datetime, *, alone: bool = False
+) -> Response:
+    if request.method == "HEAD":
+        answer = Response(iter(()), mimetype=choice.offer.media_type)
+    elif choice.offer.media_type == DICOM_JSON:
+        pieces = _json_array(texts)
+        answer = Response(next(pieces) if alone else pieces, mimetype=DICOM_JSON)
+    else:
+        documents = (native_model_xml(orjson.loads(text)) for text in texts)
+        parts = (OutgoingPart({"Content-Type": DICOM_XML}, len(xml), [xml]) for xml in documents)
+        if choice.offer.multipart:
+            return multipart(DICOM_XML, parts, etag, location, last_modified=changed_at)
+        answer = single_part(next(parts), etag)
+    answer.headers["Content-Location"] = location
+    return validated(answer, etag, changed_at)
 
 
-def _texts(
-    archive: Archive, base: str, study: str, series: str | None = None, instance: str | None = None
-) -> Iterator[bytes]:
-    """The JSON text of each instance, bulk data named by the URL that the client knows."""
+def _located(texts: Iterable[bytes], base: str) -> Iterator[bytes]:
+    """The texts with their bulk data named by the URL that the client knows."""
     # Stored texts name their bulk data from the service root; no other text in them has this form unescaped.
     here = b'"BulkDataURI":"' + base.encode() + b"/"
-    return (text.replace(b'"BulkDataURI":"/', here) for text in archive.documents(study, series, instance))
+    return (text.replace(b'"BulkDataURI":"/', here) for text in texts)
 
 
 def _json_array(texts: Iterable[bytes]) -> Iterator[bytes]:
@@ -146,7 +156,7 @@ def _segments(archive: Archive, base: str, study: str, series: str | None) -> It
         key = f"metadata {study} {uid} {version} {base}"
         segment = archive.cache.read(key)
         if segment is None:
-            segment = pack_segment(_separated(_texts(archive, base, study, uid)))
+            segment = pack_segment(_separated(_located(archive.documents(study, uid), base)))
             archive.cache.write(key, segment)
         yield segment
 
@@ -182,8 +192,11 @@ def _accepts_gzip() -> bool:
 # ------------------------------------------------------------------------------------- reduced, and as XML
 
 
-def _fields(values: Iterable[str]) -> frozenset[str] | None:
+def _fields() -> frozenset[str] | None:
     """The attributes to leave in; None for all. Raises BadRequest for one that is unknown."""
+    values = request.args.getlist("includefield")
+    if not values:
+        return None
     names = [name.strip() for value in values for name in value.split(",") if name.strip()]
     if not names or "all" in names:
         return None
@@ -198,15 +211,9 @@ def _fields(values: Iterable[str]) -> frozenset[str] | None:
     return frozenset(kept)
 
 
-def _reduced(text: bytes, kept: Collection[str]) -> bytes:
-    return orjson.dumps({key: element for key, element in orjson.loads(text).items() if key in kept})
-
-
-def _xml(texts: Iterator[bytes], etag: str, location: str, *, in_parts: bool) -> Response:
-    parts = (
-        OutgoingPart({"Content-Type": DICOM_XML}, len(document), [document])
-        for document in (native_model_xml(orjson.loads(text)) for text in texts)
+def _reduced(texts: Iterator[bytes], kept: Collection[str] | None) -> Iterator[bytes]:
+    if kept is None:
+        return texts
+    return (
+        orjson.dumps({key: element for key, element in orjson.loads(text).items() if key in kept}) for text in texts
     )
-    if not in_parts:
-        return single_part(next(parts), etag)
-    return multipart(DICOM_XML, parts, etag, location)
