@@ -291,11 +291,16 @@ class Archive:
         except FileMissing:
             self._deleted_meanwhile(row)
 
-    def read_stream(self, row: InstanceRow, frames: dicom_header.Frames) -> Iterator[bytes]:
-        """All frames together as they are stored, e.g. a whole video, in pieces."""
+    def read_stream(
+        self, row: InstanceRow, frames: dicom_header.Frames, first: int = 0, end: int | None = None
+    ) -> Iterator[bytes]:
+        """All frames together as they are stored, e.g. a whole video, in pieces; of these the bytes first to end."""
+        at = 0  # in the stream
         for offset, length in frames.stream():
-            for start in range(0, length, _PIECE):
-                yield self._storage.read(row.file_key, offset + start, min(_PIECE, length - start))
+            start, stop = max(first - at, 0), length if end is None else min(end - at, length)
+            at += length
+            for begin in range(start, stop, _PIECE):
+                yield self._storage.read(row.file_key, offset + begin, min(_PIECE, stop - begin))
 
     def frame_as(self, row: InstanceRow, frames: dicom_header.Frames, number: int, transfer_syntax: str) -> bytes:
         """The bit stream of one frame (from 1) in another transfer syntax; native in an uncompressed one.

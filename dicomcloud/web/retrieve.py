@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from hashlib import blake2b
-from typing import TypeVar, cast
+from typing import BinaryIO, TypeVar, cast
 
 import orjson
 from flask import Response, request
@@ -19,7 +19,7 @@ from flask_smorest import Blueprint
 
 from ..archive import InstanceRow
 from ..errors import RangeNotSatisfiable
-from .multipart import Buffer, MultipartBody, OutgoingPart
+from .multipart import Buffer, MultipartBody, OutgoingPart, read_in_pieces
 from .negotiation import Choice, Offer
 from .responses import negotiated
 from .service import current_service, service_url
@@ -33,6 +33,28 @@ AS_STORED = "*"
 CACHE_CONTROL = "private, no-cache"
 
 Answer = TypeVar("Answer")
+
+
+class Source:
+    """The chunks of a part of which ranges can be had: `pieces(first, end)` gives the bytes from `first` to `end`."""
+
+    def __init__(self, pieces: Callable[[int, int], Iterator[bytes]], size: int) -> None:
+        self.pieces = pieces
+        self._size = size
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.pieces(0, self._size)
+
+    @classmethod
+    def of_file(cls, open_file: Callable[[], BinaryIO], size: int) -> Source:
+        """The next `size` bytes of a file that is opened when its turn comes."""
+
+        def pieces(first: int, end: int) -> Iterator[bytes]:
+            file = open_file()
+            file.seek(first, 1)
+            yield from read_in_pieces(file, end - first)
+
+        return cls(pieces, size)
 
 
 class Unattainable(Exception):
@@ -95,7 +117,8 @@ def single_part(part: OutgoingPart, etag: str, *, last_modified: datetime | None
         if limits := _range(size, etag):
             first, end = limits
             headers["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
-            chunks, size, status = _cut(chunks, first, end), end - first, 206
+            chunks = chunks.pieces(first, end) if isinstance(chunks, Source) else _cut(chunks, first, end)
+            size, status = end - first, 206
     response = Response(cast(Iterable[bytes], chunks), status, direct_passthrough=True)
     response.headers.update(headers)
     if size is not None:

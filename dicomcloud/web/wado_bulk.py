@@ -21,6 +21,7 @@ from .responses import not_modified
 from .retrieve import (
     EXPLICIT_LITTLE_ENDIAN,
     OCTET_STREAM,
+    Source,
     Unattainable,
     attain,
     attributes_of,
@@ -141,7 +142,7 @@ def _send_octets(row: InstanceRow, value: BulkValue, location: str, choice: Choi
             size -= 1
         if kind != "application/pdf":  # a stored web page is not to act as one of this server's
             headers["Content-Security-Policy"] = "sandbox"
-    part = OutgoingPart(headers, size, read_in_pieces(file, size))
+    part = OutgoingPart(headers, size, Source.of_file(lambda: file, size))
     return multipart(kind, [part], etag, location) if choice.offer.multipart else single_part(part, etag)
 
 
@@ -174,7 +175,7 @@ def _stream_part(row: InstanceRow, location: str) -> OutgoingPart:
     kind = f"{syntax.media_type if syntax else OCTET_STREAM}; transfer-syntax={row.transfer_syntax}"
     size = sum(length for _, length in frames.stream())
     headers = {"Content-Type": kind, "Content-Location": location}
-    return OutgoingPart(headers, size, archive.read_stream(row, frames))
+    return OutgoingPart(headers, size, Source(lambda first, end: archive.read_stream(row, frames, first, end), size))
 
 
 # ------------------------------------------------------------------------------------------- all values

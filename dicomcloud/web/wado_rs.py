@@ -12,7 +12,7 @@ from flask import Response, request
 
 from ..archive import Archive, InstanceRow
 from ..dicom.pixel_data import TRANSFER_SYNTAXES, CannotTranscode, leaves_as_stored
-from .multipart import OutgoingPart, read_in_pieces
+from .multipart import OutgoingPart
 from .negotiation import Choice, Offer
 from .openapi import content, faults, query
 from .responses import not_modified, warning
@@ -21,6 +21,7 @@ from .retrieve import (
     DICOM,
     EXPLICIT_LITTLE_ENDIAN,
     OCTET_STREAM,
+    Source,
     Unattainable,
     attain,
     attributes_of,
@@ -182,14 +183,14 @@ def _instance_parts(rows: Sequence[InstanceRow], transfer_syntax: str) -> Iterab
     urls = [instance_url(row) for row in rows]
     if all(_leaves_unchanged(row, transfer_syntax) for row in rows):
         return [
-            OutgoingPart(_headers(row.transfer_syntax, url), row.size, _file_pieces(archive, row))
+            OutgoingPart(_headers(row.transfer_syntax, url), row.size, _stored(archive, row))
             for row, url in zip(rows, urls, strict=True)
         ]
     if request.method == "HEAD":
         wanted = EXPLICIT_LITTLE_ENDIAN if transfer_syntax == AS_STORED else transfer_syntax
         return [OutgoingPart(_headers(wanted, urls[0]), None, ())]
     parts = (
-        OutgoingPart(_headers(syntax, url), size, read_in_pieces(file))
+        OutgoingPart(_headers(syntax, url), size, _opened(file, size))
         for url, (syntax, file, size) in zip(urls, instance_files(rows, transfer_syntax), strict=True)
     )
     first = next(parts)  # now: its failure is still an answer of its own
@@ -241,5 +242,9 @@ def _headers(transfer_syntax: str, url: str) -> dict[str, str]:
     return {"Content-Type": f"{DICOM}; transfer-syntax={transfer_syntax}", "Content-Location": url}
 
 
-def _file_pieces(archive: Archive, row: InstanceRow) -> Iterator[bytes]:
-    yield from read_in_pieces(archive.open_file(row), row.size)
+def _stored(archive: Archive, row: InstanceRow) -> Source:
+    return Source.of_file(lambda: archive.open_file(row), row.size)
+
+
+def _opened(file: BinaryIO, size: int) -> Source:
+    return Source.of_file(lambda: file, size)
