@@ -19,7 +19,7 @@ from .gzip_segments import GzipStream, pack_segment, unpack_segment
 from .multipart import OutgoingPart
 from .negotiation import Choice, Offer
 from .openapi import DATA_SETS, content, faults, query
-from .responses import DICOM_JSON, DICOM_XML, negotiated, not_modified
+from .responses import DICOM_JSON, DICOM_XML, negotiated, not_modified, with_bulk_data_urls
 from .retrieve import blueprint, entity_tag, multipart, single_part, validated
 from .service import check_uids, current_service, service_url
 
@@ -122,9 +122,7 @@ def _send(
 
 def _located(texts: Iterable[bytes], base: str) -> Iterator[bytes]:
     """The texts with their bulk data named by the URL that the client knows."""
-    # Stored texts name their bulk data from the service root; no other text in them has this form unescaped.
-    here = b'"BulkDataURI":"' + base.encode() + b"/"
-    return (text.replace(b'"BulkDataURI":"/', here) for text in texts)
+    return (with_bulk_data_urls(text, base) for text in texts)
 
 
 def _json_array(texts: Iterable[bytes]) -> Iterator[bytes]:
