@@ -22,7 +22,7 @@ import hashlib
 import html
 import importlib.util
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -42,6 +42,7 @@ Bulk = Callable[[str], bytes]
 #: The longest document in bytes; a longer one ends early and says so at its top.
 MAX_REPORT_LENGTH: Final = 8 << 20
 _MAX_DEPTH: Final = 64  # of content items and of sequences
+_MAX_ITEMS: Final = 200_000  # content items, or attributes of other objects
 _MAX_LISTED: Final = 24  # numbers of one attribute that are written out
 _MAX_TABLE_COLUMNS: Final = 8
 
@@ -281,6 +282,7 @@ class _Report:
         self.bulk = bulk
         self.script = _script_of(attributes)
         self.targets: set[tuple[int, ...]] = set()
+        self.items = 0
 
     def write(self) -> None:
         attributes = self.attributes
@@ -381,7 +383,7 @@ class _Report:
             self.page.paragraph([_Value("What lies deeper than this is not shown.", "muted")])
             return
         continuous = text(container, "ContinuityOfContent") == "CONTINUOUS"
-        items = [((*number, place), item) for place, item in enumerate(_items(container, "ContentSequence"), 1)]
+        items = self._numbered(container, number)
         for kind, run in groupby(items, lambda numbered: _manner(numbered[1], continuous)):
             if kind == "prose":
                 self._prose(list(run), depth)
@@ -396,6 +398,17 @@ class _Report:
                     self.page.begin_section(name, self._anchor(here), _language(item) or "")
                     self._content(item, here, depth + 1)
                     self.page.end_section()
+
+    def _numbered(self, container: Attributes, number: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Attributes]]:
+        for place, item in enumerate(_raw(container, "ContentSequence"), 1):
+            self._count()
+            yield (*number, place), item if isinstance(item, Mapping) else {}
+
+    def _count(self) -> None:
+        """Items that make no text cost time too."""
+        self.items += 1
+        if self.items > _MAX_ITEMS:
+            raise _Full
 
     def _row(self, item: Attributes, number: tuple[int, ...], depth: int) -> None:
         relation = text(item, "RelationshipType")
@@ -572,6 +585,7 @@ class _Report:
             tag = int(key, 16)
             if not isinstance(element, Mapping) or tag & 0xFFFF == 0:
                 continue
+            self._count()
             label = _attribute_name(tag)
             if element.get("vr") != "SQ":
                 if values := self._attribute_values(element):
@@ -793,14 +807,19 @@ def _identifier(item: Attributes) -> tuple[int, ...]:
 
 
 def _referenced_items(root: Attributes) -> set[tuple[int, ...]]:
-    """The places of all items that others refer to."""
+    """The places of the items that others refer to, as far as the document goes."""
     targets: set[tuple[int, ...]] = set()
-    waiting = [root]
-    while waiting:
-        item = waiting.pop()
+    waiting = [iter((root,))]
+    for _ in range(_MAX_ITEMS):
+        while waiting and (item := next(waiting[-1], None)) is None:
+            waiting.pop()
+        if not waiting:
+            break
+        if not isinstance(item, Mapping):
+            continue
         if target := _identifier(item):
             targets.add(target)
-        waiting += _items(item, "ContentSequence")
+        waiting.append(value or {} for value in _raw(item, "ContentSequence"))
     return targets
 
 

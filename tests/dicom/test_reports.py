@@ -407,3 +407,10 @@ def test_an_instance_has_the_media_types_of_its_category(
     types = media_types_of(attributes, transfer_syntax)
     assert types[0] == default
     assert other is None or other in types
+
+
+def test_a_report_of_countless_empty_items_ends() -> None:
+    attributes = report(item("CONTAINER", "Prose", ContinuityOfContent="CONTINUOUS", ContentSequence=[]))
+    empty = item("TEXT", ContentSequence=[]).to_json_dict()
+    attributes["0040A730"]["Value"][0]["0040A730"] = {"vr": "SQ", "Value": [empty] * 210_000}
+    assert b"longer than can be shown" in report_text(attributes)
