@@ -9,6 +9,7 @@ Arabic is joined and right-to-left text is ordered by Raqm, which Pillow brings.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import io
 import sys
@@ -58,10 +59,9 @@ def _font_file(name: str) -> bytes | str | None:
     """The content or the path of a packaged font."""
     if name == _WESTERN:
         try:
-            from pymupdf_fonts import FiraGO_Regular
+            return bytes(importlib.import_module("pymupdf_fonts.FiraGO_Regular").fontbuffer)
         except ImportError:
             return None
-        return bytes(FiraGO_Regular.fontbuffer)
     if name == _EAST_ASIAN:
         package = importlib.util.find_spec("noto_cjk_sans_otc")
         if package is None or package.origin is None:
