@@ -289,7 +289,7 @@ class _Report:
         sop_class = text(attributes, "SOPClassUID")
         kind = _uid_name(sop_class) or text(attributes, "Modality") or "DICOM object"
         is_report = text(attributes, "ValueType") == "CONTAINER" or "0040A730" in attributes
-        title = _code(_first(attributes, "ConceptNameCodeSequence")) if is_report else ""
+        title = code_meaning(_first(attributes, "ConceptNameCodeSequence")) if is_report else ""
         title = title or self._name_of_object() or kind
         flags = ("CompletionFlag", "VerificationFlag", "PreliminaryFlag", "ContentQualification")
         badges = [_BADGES[flag] for flag in (text(attributes, name) for name in flags) if flag in _BADGES]
@@ -324,7 +324,7 @@ class _Report:
                 ("ID", [_Value(identifier, detail=issuer)] if identifier else []),
                 ("Born", self._times(attributes, "PatientBirthDate")),
                 ("Sex", _plain({"F": "Female", "M": "Male", "O": "Other"}.get(sex, sex))),
-                ("Age", _plain(_age(text(attributes, "PatientAge")))),
+                ("Age", _plain(age(text(attributes, "PatientAge")))),
             ),
         )
         self.page.facts(
@@ -354,12 +354,12 @@ class _Report:
         for keyword, label in (("AuthorObserverSequence", "Author"), ("ParticipantSequence", "Participant")):
             for person in _items(attributes, keyword):
                 who = self._names(person, "PersonName") or _plain(text(person, "StationName"))
-                role = _code(_first(person, "ParticipationType")) or text(person, "ParticipationType").lower()
+                role = code_meaning(_first(person, "ParticipationType")) or text(person, "ParticipationType").lower()
                 rows.append((label, [*who, *_plain(text(person, "InstitutionName")), *_plain(role)]))
         for request in _items(attributes, "ReferencedRequestSequence"):
             accession = text(request, "AccessionNumber")
             what = text(request, "RequestedProcedureDescription")
-            what = what or _code(_first(request, "RequestedProcedureCodeSequence"))
+            what = what or code_meaning(_first(request, "RequestedProcedureCodeSequence"))
             rows.append(("Request", [*_plain(what), *_plain(accession)]))
         self.page.facts("Document", _filled(*rows))
 
@@ -394,7 +394,7 @@ class _Report:
                 self.page.end_rows()
             else:
                 for here, item in run:
-                    name = _code(_first(item, "ConceptNameCodeSequence"))
+                    name = code_meaning(_first(item, "ConceptNameCodeSequence"))
                     self.page.begin_section(name, self._anchor(here), _language(item) or "")
                     self._content(item, here, depth + 1)
                     self.page.end_section()
@@ -418,7 +418,9 @@ class _Report:
             self.page.end_row()
             return
         value_type = text(item, "ValueType")
-        label = _code(_first(item, "ConceptNameCodeSequence")) or _VALUE_TYPES.get(value_type, value_type or "Item")
+        label = code_meaning(_first(item, "ConceptNameCodeSequence")) or _VALUE_TYPES.get(
+            value_type, value_type or "Item"
+        )
         values = self._values(item, value_type, number)
         self.page.begin_row(shown, label, values, self._anchor(number), relation in _CONTEXT)
         if value_type not in _VALUE_TYPES or value_type == "TABLE":
@@ -432,7 +434,7 @@ class _Report:
         pieces: list[_Value] = []
         below: list[tuple[tuple[int, ...], Attributes]] = []
         for here, item in items:
-            name = _code(_first(item, "ConceptNameCodeSequence"))
+            name = code_meaning(_first(item, "ConceptNameCodeSequence"))
             values = [
                 value._replace(title=value.title or name) for value in self._values(item, text(item, "ValueType"), here)
             ]
@@ -441,7 +443,7 @@ class _Report:
             nested = _items(item, "ContentSequence")
             if all(text(child, "ValueType") == "CODE" and "0040A730" not in child for child in nested):
                 for place, child in enumerate(nested, 1):
-                    meaning = _code(_first(child, "ConceptCodeSequence"))
+                    meaning = code_meaning(_first(child, "ConceptCodeSequence"))
                     values.append(_Value(f"({meaning})", "muted", anchor=self._anchor((*here, place))))
             else:
                 below.append((here, item))
@@ -498,9 +500,9 @@ class _Report:
             if not isinstance(found, Mapping):
                 return _Value(f"item {'.'.join(map(str, target))}, which is not in this document", "muted")
         value_type = text(found, "ValueType")
-        name = _code(_first(found, "ConceptNameCodeSequence")) or _VALUE_TYPES.get(value_type, "")
+        name = code_meaning(_first(found, "ConceptNameCodeSequence")) or _VALUE_TYPES.get(value_type, "")
         shown = {
-            "CODE": lambda: _code(_first(found, "ConceptCodeSequence")),
+            "CODE": lambda: code_meaning(_first(found, "ConceptCodeSequence")),
             "NUM": lambda: " ".join(_shown(value) for value in _measurement(found)),
             "TEXT": lambda: text(found, "TextValue"),
         }.get(value_type, str)()
@@ -518,7 +520,9 @@ class _Report:
         """Alphabetic first, the other groups behind it with their language (PS3.5 6.2.1)."""
         if not isinstance(name, Mapping):
             return _Value(str(name)) if name else None
-        groups = [(group, _person(str(name.get(group) or ""))) for group in ("Alphabetic", "Ideographic", "Phonetic")]
+        groups = [
+            (group, person_name(str(name.get(group) or ""))) for group in ("Alphabetic", "Ideographic", "Phonetic")
+        ]
         shown = [(group, value) for group, value in groups if value]
         if not shown:
             return None
@@ -527,7 +531,7 @@ class _Report:
         return _Value(first, detail=" · ".join(rest), language=language, kind="name")
 
     def _times(self, attributes: Attributes, keyword: str) -> list[_Value]:
-        return [_Value(_moment(value), "time") for value in _texts(attributes, keyword) if value]
+        return [_Value(moment(value), "time") for value in _texts(attributes, keyword) if value]
 
     def _reference(self, reference: Attributes) -> _Value:
         sop_class = text(reference, "ReferencedSOPClassUID")
@@ -639,7 +643,7 @@ class _Report:
         if vr == "PN":
             return [shown for name in raw if (shown := self._name(name)) is not None]
         if vr in ("DA", "TM", "DT"):
-            return [_Value(_moment(str(value)), "time") for value in raw]
+            return [_Value(moment(str(value)), "time") for value in raw]
         if vr == "UI":
             return [_uid_value(str(value)) for value in raw]
         texts = [_number_text(value) for value in raw]
@@ -708,7 +712,7 @@ def _listed(values: Sequence[str]) -> str:
     return f"{', '.join(values[: _MAX_LISTED // 2])} … ({len(values):,} values)"
 
 
-def _code(code: Attributes) -> str:
+def code_meaning(code: Attributes) -> str:
     """The meaning of a coded concept (PS3.3 8.2), its value where it has no meaning."""
     return text(code, "CodeMeaning").strip() or _code_value(code)
 
@@ -722,7 +726,7 @@ def _is_code(item: Attributes) -> bool:
 
 
 def _coded(code: Attributes) -> list[_Value]:
-    meaning = _code(code)
+    meaning = code_meaning(code)
     where = ", ".join(filter(None, (_code_value(code), text(code, "CodingSchemeDesignator"))))
     return [_Value(meaning, title=where)] if meaning else []
 
@@ -748,7 +752,7 @@ _UNITS: Final[Mapping[str, str]] = {
 }
 
 
-def _unit(code: Attributes) -> str:
+def unit_symbol(code: Attributes) -> str:
     """What is written behind a number: the unit's symbol; its meaning where the code is no symbol."""
     value, meaning = _code_value(code), text(code, "CodeMeaning")
     if text(code, "CodingSchemeDesignator") == "UCUM" and value in _UNITS:
@@ -762,7 +766,7 @@ def _measurement(item: Attributes) -> list[_Value]:
     for measured in _items(item, "MeasuredValueSequence"):
         unit = _first(measured, "MeasurementUnitsCodeSequence")
         values += [
-            _Value(number, "number", _unit(unit), title=text(unit, "CodeMeaning"))
+            _Value(number, "number", unit_symbol(unit), title=text(unit, "CodeMeaning"))
             for number in _texts(measured, "NumericValue")
         ]
     return values + _coded(_first(item, "NumericValueQualifierCodeSequence"))
@@ -789,7 +793,7 @@ def _moments(item: Attributes) -> _Value:
         return _Value(kind.capitalize(), detail=f"at sample {_listed(samples)}")
     if offsets := _texts(item, "ReferencedTimeOffsets"):
         return _Value(kind.capitalize(), detail=f"at {_listed(offsets)} s")
-    moments = [_moment(value) for value in _texts(item, "ReferencedDateTime")]
+    moments = [moment(value) for value in _texts(item, "ReferencedDateTime")]
     return _Value(kind.capitalize(), detail=_listed(moments))
 
 
@@ -859,7 +863,7 @@ def _attribute_name(tag: int) -> str:
     return name.removesuffix(" Sequence") or f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
 
 
-def _person(name: str) -> str:
+def person_name(name: str) -> str:
     """Family^Given^Middle^Prefix^Suffix as it is read: family name first, a comma unless it is in Han, Kana, Hangul."""
     family, given, middle, prefix, suffix = (*name.split("^", 4), "", "", "", "", "")[:5]
     names = " ".join(part for part in (given.strip(), middle.strip()) if part)
@@ -899,7 +903,7 @@ def _language(item: Attributes) -> str | None:
     return None
 
 
-def _age(value: str) -> str:
+def age(value: str) -> str:
     match = re.fullmatch(r"([0-9]{3})([DWMY])", value)
     if not match:
         return value
@@ -912,7 +916,7 @@ _TIME: Final = re.compile(r"(\d\d):?(\d\d)(?::?(\d\d)(?:\.\d{1,6})?)?")
 _DATE_TIME: Final = re.compile(r"(\d{8})(\d{4}(?:\d\d)?)?(?:\.\d{1,6})?([+-]\d{4})?")
 
 
-def _moment(value: str) -> str:
+def moment(value: str) -> str:
     """A DA, TM or DT as ISO 8601 without fractions; what is none of these as it is."""
     value = value.strip()
     if match := _DATE.fullmatch(value):
@@ -921,12 +925,12 @@ def _moment(value: str) -> str:
         return ":".join(part for part in match.groups() if part)
     if match := _DATE_TIME.fullmatch(value):
         zone = match[3] or ""
-        return " ".join(filter(None, (_moment(match[1]), _moment(match[2] or ""), zone and f"{zone[:3]}:{zone[3:]}")))
+        return " ".join(filter(None, (moment(match[1]), moment(match[2] or ""), zone and f"{zone[:3]}:{zone[3:]}")))
     return value
 
 
 def _date_and_time(attributes: Attributes, date: str, time: str) -> list[_Value]:
-    shown = " ".join(_moment(value) for value in (text(attributes, date), text(attributes, time)) if value)
+    shown = " ".join(moment(value) for value in (text(attributes, date), text(attributes, time)) if value)
     return [_Value(shown, "time")] if shown else []
 
 
@@ -938,12 +942,12 @@ _CUT: Final = "This document is longer than can be shown here. What follows its 
 _NO_TEXT: Final = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def _clean(value: str) -> str:
+def clean(value: str) -> str:
     return _NO_TEXT.sub("\ufffd", value.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _line(value: str) -> str:
-    return " ".join(_clean(value).split())
+    return " ".join(clean(value).split())
 
 
 class _TextPage:
@@ -1040,8 +1044,8 @@ class _TextPage:
 
 def _shown(value: _Value) -> str:
     if value.kind == "number":
-        return _clean(" ".join(filter(None, (value.text, value.detail))))
-    return _clean(f"{value.text} ({value.detail})" if value.detail else value.text)
+        return clean(" ".join(filter(None, (value.text, value.detail))))
+    return clean(f"{value.text} ({value.detail})" if value.detail else value.text)
 
 
 _STYLE: Final = """
@@ -1253,7 +1257,7 @@ class _HtmlPage:
 
 
 def _escape(value: str) -> str:
-    return html.escape(_clean(value), quote=True)
+    return html.escape(clean(value), quote=True)
 
 
 def _joined(values: Iterable[_Value]) -> str:
