@@ -23,7 +23,7 @@ import mmap
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from .metadata import text
@@ -32,7 +32,7 @@ from .values import integer, item, items, number, numbers, values
 
 if TYPE_CHECKING:
     import numpy
-    from PIL import Image, ImageFont
+    from PIL import Image
 
     Array = numpy.ndarray[Any, numpy.dtype[Any]]
 
@@ -344,6 +344,7 @@ class _Drawing:
     width: float
     height: float
     title: str
+    character_set: str = ""
     strokes: list[_Stroke] = field(default_factory=list)
     texts: list[_Text] = field(default_factory=list)
 
@@ -419,7 +420,9 @@ def _write_head(drawing: _Drawing, head: Sequence[Sequence[str]], left: float, r
     """Writes the columns and gives the height they take."""
     who, measured, technique = head
     for index, line in enumerate(who):
-        drawing.write(left, 8 + index * 5, line, 4.6 if not index else 3.4, bold=not index, color=_INK)
+        letters = sum(2 if ord(letter) > 0x2E80 else 1 for letter in line)  # Han, Kana and Hangul are twice as wide
+        size = min(3.4 if index else 4.6, 160 / max(letters, 1))
+        drawing.write(left, 8 + index * 5, line, size, bold=not index)
     middle = left + (86 if who else 0)
     for index, line in enumerate(measured[:10]):
         drawing.write(middle + (index // 5) * 44, 7 + (index % 5) * 4.4, _short(line, 30), 3.1)
@@ -427,6 +430,11 @@ def _write_head(drawing: _Drawing, head: Sequence[Sequence[str]], left: float, r
         drawing.write(right, 8 + index * 4.6, line, 3.1, color=_SOFT, anchor="end")
     rows = max(len(who) * 5, min(len(measured), 5) * 4.4, len(technique) * 4.6)
     return 8 + rows if rows else 4
+
+
+def _character_set(attributes: Attributes) -> str:
+    """It tells which forms of Han characters a reader expects."""
+    return "\\".join(str(term) for term in values(attributes, "SpecificCharacterSet") if term)
 
 
 def _short(line: str, length: int) -> str:
@@ -473,7 +481,7 @@ def _ecg(
     attributes: Attributes, group: _Group, leads: _Leads, groups: Sequence[_Group], annotate: frozenset[str]
 ) -> _Drawing:
     """Three rows of four columns and a rhythm strip; 25 mm/s."""
-    drawing = _Drawing(_PAPER_WIDTH + 2 * _MARGIN, 0, "12-lead electrocardiogram")
+    drawing = _Drawing(_PAPER_WIDTH + 2 * _MARGIN, 0, "12-lead electrocardiogram", _character_set(attributes))
     left, right = _MARGIN, _MARGIN + _PAPER_WIDTH
     top = _write_head(drawing, _head(attributes, annotate, drawing.title), left, right)
     height = _ROWS * _ROW + 5
@@ -561,14 +569,15 @@ def _paper(drawing: _Drawing, x: float, y: float, width: float, height: float) -
 
 # Other waveforms -----------------------------------------------------------------------------------------------------
 
-_LABELS: Final = 42.0  # millimetres for the name of a channel and its range
+_LABELS: Final = 50.0  # millimetres for the name of a channel and its range
 _TRACE_WIDTH: Final = _PAPER_WIDTH - _LABELS
 
 
 def _traces(attributes: Attributes, groups: Sequence[_Group], annotate: frozenset[str]) -> _Drawing:
     """A row for each channel of each group, as high as the number of channels allows; the axis below is in seconds."""
     modality = text(attributes, "Modality")
-    drawing = _Drawing(_PAPER_WIDTH + 2 * _MARGIN, 0, f"Waveforms {modality}".strip())
+    title = f"Waveforms {modality}".strip()
+    drawing = _Drawing(_PAPER_WIDTH + 2 * _MARGIN, 0, title, _character_set(attributes))
     left, right = _MARGIN, _MARGIN + _PAPER_WIDTH
     y = _write_head(drawing, _head(attributes, annotate, drawing.title), left, right) + 2
     total = sum(len(group.channels) for group in groups)
@@ -666,7 +675,7 @@ def _svg_path(line: Array) -> str:
     import numpy
 
     made = []
-    for run in _runs(line):
+    for run in _pieces(line):
         points = numpy.rint(run * 100).astype("i8")
         steps = numpy.diff(points, axis=0)
         steps = steps[steps.any(axis=1)]
@@ -675,7 +684,7 @@ def _svg_path(line: Array) -> str:
     return "".join(made)
 
 
-def _runs(line: Array) -> list[Array]:
+def _pieces(line: Array) -> list[Array]:
     import numpy
 
     known = ~numpy.isnan(line).any(axis=1)
@@ -693,49 +702,28 @@ def _raster(drawing: _Drawing, scale: float) -> Image.Image:
     """Lines are drawn at twice the size and reduced, which smooths them; texts at their own size."""
     from PIL import Image, ImageDraw
 
+    from .annotation import _runs
+
     width, height = max(1, round(drawing.width * scale)), max(1, round(drawing.height * scale))
     large = Image.new("RGB", (width * 2, height * 2), "#fff")
     draw = ImageDraw.Draw(large)
     for stroke in drawing.strokes:
         thickness = max(1, round(stroke.width * scale * 2))
         for line in stroke.lines:
-            for run in _runs(line):
+            for run in _pieces(line):
                 points = [(x, y) for x, y in (run * (scale * 2)).tolist()]
                 draw.line(points if len(points) > 1 else points * 2, fill=stroke.color, width=thickness)
     picture = large.reduce(2)
     draw = ImageDraw.Draw(picture)
-    anchors = {"start": "ls", "end": "rs", "middle": "ms"}
     for label in drawing.texts:
-        font = _font(max(6, round(label.size * scale)), label.bold, _needs_wide_font(label.content))
-        try:
-            draw.text(
-                (label.x * scale, label.y * scale),
-                label.content,
-                fill=label.color,
-                font=font,
-                anchor=anchors[label.anchor],
-            )
-        except (UnicodeError, OSError, ValueError):  # a bitmap font without these letters
-            continue
+        size = max(6, round(label.size * scale))
+        pieces = [
+            (piece, font, font.getlength(piece)) for piece, font in _runs(label.content, size, drawing.character_set)
+        ]
+        before = {"start": 0.0, "middle": 0.5, "end": 1.0}[label.anchor]
+        x = label.x * scale - before * sum(length for _, _, length in pieces)
+        for piece, font, length in pieces:
+            thicker = size / 40 if label.bold else 0
+            draw.text((x, label.y * scale), piece, label.color, font, "ls", stroke_width=thicker)
+            x += length
     return picture
-
-
-def _needs_wide_font(content: str) -> bool:
-    return re.search("[\u1100-\u11ff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]", content) is not None
-
-
-@lru_cache(maxsize=64)
-def _font(size: int, bold: bool, wide: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A font of the machine that has the letters, as far as its name tells; else the one that Pillow brings."""
-    from PIL import ImageFont
-
-    names = ["DejaVuSans-Bold.ttf", "segoeuib.ttf", "arialbd.ttf"] if bold else []
-    names += ["DejaVuSans.ttf", "segoeui.ttf", "arial.ttf", "LiberationSans-Regular.ttf"]
-    if wide:
-        names = ["NotoSansCJK-Regular.ttc", "msyh.ttc", "YuGothM.ttc", "malgun.ttf", "wqy-zenhei.ttc", *names]
-    for name in names:
-        try:
-            return ImageFont.truetype(name, size)
-        except OSError:
-            continue
-    return ImageFont.load_default(size)

@@ -195,7 +195,7 @@ def test_a_single_peak_in_a_long_recording_stays() -> None:
     assert len(svg) < 300_000
     runs = traces(svg)
     peak = runs[1][runs[1][:, 1].argmin()]
-    assert peak[0] == pytest.approx(50 + 223 * 1_234_567 / 3_000_000, abs=0.1)
+    assert peak[0] == pytest.approx(58 + 215 * 1_234_567 / 3_000_000, abs=0.1)
     assert np.ptp(runs[1][:, 1]) > 10
 
 
