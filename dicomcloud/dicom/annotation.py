@@ -160,6 +160,8 @@ def _line_height(size: int) -> int:
 
 def _wrapped(text: str, width: float, size: int, character_set: str) -> list[str]:
     """Lines of at most `width` pixels, broken at spaces, in words only where a word is too long."""
+    if _width(text, size, character_set) <= width:
+        return [text] if text else []
     lines, line = [], ""
     for word in text.split(" "):
         candidate = f"{line} {word}" if line else word
@@ -175,7 +177,7 @@ def _wrapped(text: str, width: float, size: int, character_set: str) -> list[str
             lines.append(word[:fitting])
             word = word[fitting:]
         line = word
-    return [*lines, line] if line or not lines else lines
+    return [*lines, line] if line else lines
 
 
 def draw_text(
@@ -188,11 +190,12 @@ def draw_text(
     align: Literal["left", "center", "right"] = "left",
     at_bottom: bool = False,
     character_set: str = "",
-) -> None:
+) -> float:
     """Draw lines of text into a box of the picture (left, top, right, bottom), in place.
 
     The text becomes smaller, down to 9 pixels, and is wrapped until it fits; what does not fit then ends in "…".
-    `size`: of the letters, in pixels; by default in proportion to the picture. The colour is a grey for L pictures.
+    Returns the height that it takes. `size`: of the letters, in pixels; by default in proportion to the picture. The
+    colour is a grey for L pictures.
     """
     left, top, right, bottom = box
     width, height = right - left, bottom - top
@@ -200,16 +203,12 @@ def draw_text(
     size = size or letter_size(picture.size)
     while True:
         wrapped = [part for line in lines for part in _wrapped(line, width, size, character_set)]
-        if len(wrapped) * _line_height(size) <= height and (
-            size <= _SMALLEST or len(wrapped) <= len(lines) or _is_narrow(picture)
-        ):
-            break
-        if size <= _SMALLEST:
-            fitting = max(int(height // _line_height(size)), 1)
-            if len(wrapped) > fitting:
-                wrapped = [*wrapped[: fitting - 1], wrapped[fitting - 1][:-1] + "…"]
+        if len(wrapped) * _line_height(size) <= height or size <= _SMALLEST:
             break
         size = max(size - max(size // 8, 1), _SMALLEST)
+    fitting = max(int(height // _line_height(size)), 1)
+    if len(wrapped) > fitting:
+        wrapped = [*wrapped[: fitting - 1], wrapped[fitting - 1][:-1] + "…"]
     y = bottom - len(wrapped) * _line_height(size) if at_bottom else top
     for line in wrapped:
         runs = _runs(line, size, character_set)
@@ -217,10 +216,7 @@ def draw_text(
         x = left + {"left": 0.0, "center": (width - length) / 2, "right": width - length}[align]
         _draw_runs(picture, runs, x, y + size, size, colour)
         y += _line_height(size)
-
-
-def _is_narrow(picture: Image.Image) -> bool:
-    return picture.width < 200
+    return float(len(wrapped) * _line_height(size))
 
 
 def _draw_runs(
@@ -259,11 +255,10 @@ def annotate(
     character_set = "\\".join(str(term) for term in values.values(image.attributes, "SpecificCharacterSet"))
     patient = patient_lines(image.attributes) if "patient" in kinds else []
     technique = technique_lines(image, number, window) if "technique" in kinds else []
-    middle = box[1] + (box[3] - box[1]) * (0.5 if patient and technique else 1.0 if patient else 0.0)
-    if patient:
-        draw_text(picture, patient, (*box[:3], middle), character_set=character_set)
-    if technique:
-        draw_text(picture, technique, (box[0], middle, *box[2:]), at_bottom=True, character_set=character_set)
+    used = draw_text(picture, patient, box, character_set=character_set) if patient else 0
+    left = box[3] - box[1] - used
+    if technique and left >= _line_height(_SMALLEST):  # on a small picture, who it is comes first
+        draw_text(picture, technique, (box[0], box[1] + used, *box[2:]), at_bottom=True, character_set=character_set)
 
 
 def patient_lines(attributes: Attributes) -> list[str]:
@@ -273,7 +268,7 @@ def patient_lines(attributes: Attributes) -> list[str]:
     lines = list(dict.fromkeys(group for group in groups if group))
     patient_id = values.string(attributes, "PatientID")
     born = _date(values.string(attributes, "PatientBirthDate"))
-    details = [f"ID {patient_id}" if patient_id else "", f"* {born}" if born else ""]
+    details = [f"ID {patient_id}" if patient_id else "", f"*{born}" if born else ""]
     details.append(values.string(attributes, "PatientSex"))
     lines += ["  ".join(detail for detail in details if detail)] if any(details) else []
     return lines or ["Patient not named"]

@@ -73,7 +73,7 @@ class LookupTable:
 
     def _look_up(self, index: Array) -> Array:
         table = numpy.frombuffer(self.entries, "<u2").astype(float)
-        return table.take(numpy.clip(numpy.nan_to_num(index), 0, len(table) - 1).astype(numpy.intp))
+        return numpy.asarray(table[numpy.clip(numpy.nan_to_num(index), 0, len(table) - 1).astype(numpy.intp)])
 
     def apply(self, values: Array) -> Array:
         """The entries for values; those outside the table get its first or last one."""

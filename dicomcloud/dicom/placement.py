@@ -58,8 +58,8 @@ class Placement:
             u, v = v, width - u
         return self.width - u if self.mirrored else u, self.height - v if self.upside_down else v
 
-    def apply(self, picture: Image.Image) -> Image.Image:
-        """The result, of the picture's mode."""
+    def apply(self, picture: Image.Image, *, smooth: bool = True) -> Image.Image:
+        """The result, of the picture's mode. Not `smooth`: pixels that become larger stay squares, as of labels."""
         width, height = self._unturned
         box = (
             max(self.left, 0.0),
@@ -68,14 +68,14 @@ class Placement:
             min(self.bottom, float(picture.height)),
         )
         if box == (self.left, self.top, self.right, self.bottom):
-            placed = _resized(picture, (width, height), box)
+            placed = _resized(picture, (width, height), box, smooth)
         else:
             placed = Image.new(picture.mode, (width, height))
             if box[0] < box[2] and box[1] < box[3]:
                 x_scale, y_scale = width / (self.right - self.left), height / (self.bottom - self.top)
                 x, y = round((box[0] - self.left) * x_scale), round((box[1] - self.top) * y_scale)
                 size = max(round((box[2] - box[0]) * x_scale), 1), max(round((box[3] - box[1]) * y_scale), 1)
-                placed.paste(_resized(picture, size, box), (x, y))
+                placed.paste(_resized(picture, size, box, smooth), (x, y))
         if self.rotation in _TURNS:
             placed = placed.transpose(_TURNS[self.rotation])
         if self.mirrored:
@@ -85,12 +85,16 @@ class Placement:
         return placed
 
 
-def _resized(picture: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
+def _resized(
+    picture: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float], smooth: bool
+) -> Image.Image:
     if box == (0.0, 0.0, *picture.size) and size == picture.size:
         return picture
     if all(edge.is_integer() for edge in box) and size == (box[2] - box[0], box[3] - box[1]):
         left, top, right, bottom = (int(edge) for edge in box)
         return picture.crop((left, top, right, bottom))
+    if not smooth and size[0] >= box[2] - box[0]:
+        return picture.resize(size, Image.Resampling.NEAREST, box=box)
     # A reduction by whole numbers first: as good, and much faster.
     return picture.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=1.5)
 

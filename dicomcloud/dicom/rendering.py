@@ -127,7 +127,7 @@ def _rendered(image: StoredImage, number: int, rendering: Rendering, max_pixels:
     picture = _with_shutter(image.picture(number, rendering.window), image, number)
     for plane in overlays(image, number, image):
         picture = draw_overlay(picture, plane, (255, 255, 255))
-    picture = with_profile(placement.apply(picture), image, rendering.icc_profile)
+    picture = with_profile(placement.apply(picture, smooth=not image.is_segmentation), image, rendering.icc_profile)
     if rendering.annotation:
         picture = _writable(picture)
         annotate(picture, image, number, rendering.annotation, _window_shown(image, number, rendering.window))
@@ -221,7 +221,8 @@ def thumbnail(
     image = StoredImage(source, header=header, max_pixels=max_pixels)
     size = (image.image.columns, image.image.rows)
     placement = placement_of(size, image.aspect(number), viewport, None, max_pixels)
-    return placement.apply(_with_shutter(image.picture(number), image, number))
+    picture = _with_shutter(image.picture(number), image, number)
+    return placement.apply(picture, smooth=not image.is_segmentation)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -249,6 +249,10 @@ class StoredImage(StoredObject):
         return 1.0
 
     @property
+    def _is_floating_point(self) -> bool:
+        return _PIXEL_DATA not in self.attributes
+
+    @property
     def is_segmentation(self) -> bool:
         return self.sop_class in _SEGMENTATIONS
 
@@ -351,6 +355,9 @@ class StoredImage(StoredObject):
         """The first window of the frame that makes sense, else its first VOI LUT (PS3.3 C.11.2)."""
         for attributes in (self.group(number, "FrameVOILUTSequence"), self.attributes):
             if found := first_window(attributes):
+                if found.function == "linear" and self._is_floating_point:
+                    # LINEAR is for whole numbers: of values from 0 to 1 it would leave two grey levels.
+                    return Window(found.center, found.width, "linear-exact")
                 return found
         signed = self.image.signed or (isinstance(modality, Rescale) and modality.intercept < 0)
         for item in values.items(self.attributes, "VOILUTSequence"):
