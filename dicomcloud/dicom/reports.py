@@ -400,7 +400,7 @@ class _Report:
                     self.page.end_section()
 
     def _numbered(self, container: Attributes, number: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Attributes]]:
-        for place, item in enumerate(_raw(container, "ContentSequence"), 1):
+        for place, item in enumerate(_item_values(container, "ContentSequence"), 1):
             self._count()
             yield (*number, place), item if isinstance(item, Mapping) else {}
 
@@ -495,7 +495,7 @@ class _Report:
         """A by-reference relationship (PS3.3 C.17.3.2.5): where the other item is, and what it is called."""
         found: Any = self.attributes
         for place in target[1:]:
-            children = _raw(found, "ContentSequence")
+            children = _item_values(found, "ContentSequence")
             found = children[place - 1] if 0 < place <= len(children) else None
             if not isinstance(found, Mapping):
                 return _Value(f"item {'.'.join(map(str, target))}, which is not in this document", "muted")
@@ -668,9 +668,15 @@ def _texts(attributes: Attributes, keyword: str) -> list[str]:
     return [_number_text(value) for value in _raw(attributes, keyword) if value is not None]
 
 
+def _item_values(attributes: Attributes, keyword: str) -> Sequence[Any]:
+    """The items as they are; a file may give the attribute another VR, and then it has none."""
+    element = attributes.get(json_key(tag_of(keyword) or 0), {})
+    return _raw(attributes, keyword) if element.get("vr") == "SQ" else ()
+
+
 def _items(attributes: Attributes, keyword: str) -> list[Attributes]:
     """The items of a sequence, each at its place: an empty one is an empty data set."""
-    return [item if isinstance(item, Mapping) else {} for item in _raw(attributes, keyword)]
+    return [item if isinstance(item, Mapping) else {} for item in _item_values(attributes, keyword)]
 
 
 def _first(attributes: Attributes, keyword: str) -> Attributes:
@@ -823,7 +829,7 @@ def _referenced_items(root: Attributes) -> set[tuple[int, ...]]:
             continue
         if target := _identifier(item):
             targets.add(target)
-        waiting.append(value or {} for value in _raw(item, "ContentSequence"))
+        waiting.append(value or {} for value in _item_values(item, "ContentSequence"))
     return targets
 
 
@@ -980,7 +986,8 @@ class _TextPage:
         if rows:
             self._gap()
         for name, values in rows:
-            self._labelled(name if name == label else f"{label}: {name}" if label == "Patient" else name, values)
+            own = {"Name": label, "ID": f"{label} ID", "Date": f"{label} date"}
+            self._labelled(own.get(name, name), values)
 
     def begin_content(self, language: str | None) -> None:
         self._gap()

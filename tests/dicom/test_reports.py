@@ -414,3 +414,13 @@ def test_a_report_of_countless_empty_items_ends() -> None:
     empty = item("TEXT", ContentSequence=[]).to_json_dict()
     attributes["0040A730"]["Value"][0]["0040A730"] = {"vr": "SQ", "Value": [empty] * 210_000}
     assert b"longer than can be shown" in report_text(attributes)
+
+
+def test_an_attribute_with_the_wrong_vr_is_no_sequence() -> None:
+    name = {"vr": "PN", "Value": [{"Alphabetic": "Doe^Jane"}]}
+    attributes = report(item("CONTAINER", "S", ContentSequence=[item("TEXT", "T", TextValue="x")]))
+    section = attributes["0040A730"]["Value"][0]
+    for key in ("0040A730", "0040A043", "0040A160", "0040DB73"):
+        section[key] = name
+    assert "Chest report" in checked(report_html(attributes))
+    assert "Chest report" in checked(report_html(attributes | {"0040A730": name, "0040A504": name}))
