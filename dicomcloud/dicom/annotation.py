@@ -28,7 +28,8 @@ from .values import Attributes
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Face = tuple[str, int]  # a font's name or path, and the number of the face in its file
 
-_SMALLEST: Final = 9  # pixels; below, nobody can read it
+#: In pixels; below, nobody can read them.
+SMALLEST_LETTERS: Final = 9
 _LARGEST: Final = 72
 _MAX_CHARACTERS: Final = 2000
 _WESTERN: Final = "FiraGO"
@@ -203,9 +204,9 @@ def draw_text(
     size = size or letter_size(picture.size)
     while True:
         wrapped = [part for line in lines for part in _wrapped(line, width, size, character_set)]
-        if len(wrapped) * _line_height(size) <= height or size <= _SMALLEST:
+        if len(wrapped) * _line_height(size) <= height or size <= SMALLEST_LETTERS:
             break
-        size = max(size - max(size // 8, 1), _SMALLEST)
+        size = max(size - max(size // 8, 1), SMALLEST_LETTERS)
     fitting = max(int(height // _line_height(size)), 1)
     if len(wrapped) > fitting:
         wrapped = [*wrapped[: fitting - 1], wrapped[fitting - 1][:-1] + "…"]
@@ -237,6 +238,12 @@ def _draw_runs(
         x += font.getlength(run)
 
 
+def text_size(lines: Sequence[str], size: int, character_set: str = "") -> tuple[float, float]:
+    """Width and height of lines in letters of a size, outline included."""
+    widest = max((_width(_printable(line), size, character_set) for line in lines), default=0.0)
+    return widest + 2, float(len(lines) * _line_height(size))
+
+
 def letter_size(picture_size: tuple[int, int]) -> int:
     """Letters that can be read when the picture is seen as a whole."""
     return min(max(round(min(picture_size) * 0.028), 12), _LARGEST)
@@ -257,7 +264,7 @@ def annotate(
     technique = technique_lines(image, number, window) if "technique" in kinds else []
     used = draw_text(picture, patient, box, character_set=character_set) if patient else 0
     left = box[3] - box[1] - used
-    if technique and left >= _line_height(_SMALLEST):  # on a small picture, who it is comes first
+    if technique and left >= _line_height(SMALLEST_LETTERS):  # on a small picture, who it is comes first
         draw_text(picture, technique, (box[0], box[1] + used, *box[2:]), at_bottom=True, character_set=character_set)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from PIL import Image
@@ -35,6 +35,7 @@ class Placement:
     rotation: int = 0
     mirrored: bool = False  # left and right
     upside_down: bool = False  # top and bottom
+    region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # the part of a larger result that this is
 
     @property
     def _unturned(self) -> tuple[int, int]:
@@ -57,6 +58,43 @@ class Placement:
         elif self.rotation == 270:
             u, v = v, width - u
         return self.width - u if self.mirrored else u, self.height - v if self.upside_down else v
+
+    def point_of_whole(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point given in fractions of the whole result comes to lie."""
+        left, top, right, bottom = self.region
+        return (x - left) / (right - left) * self.width, (y - top) / (bottom - top) * self.height
+
+    def part(
+        self,
+        region: tuple[float, float, float, float],
+        size: tuple[float, float],
+        limits: tuple[int | None, int | None],
+    ) -> Placement:
+        """A part of the result, in fractions of it (left, top, right, bottom): as large as it would be in a whole of
+        width and height `size`, then `fitted`."""
+        left, top, right, bottom = region
+        width, height = fitted((right - left) * size[0], (bottom - top) * size[1], limits)
+        if self.upside_down:
+            top, bottom = 1 - bottom, 1 - top
+        if self.mirrored:
+            left, right = 1 - right, 1 - left
+        if self.rotation == 90:
+            left, top, right, bottom = top, 1 - right, bottom, 1 - left
+        elif self.rotation == 180:
+            left, top, right, bottom = 1 - right, 1 - bottom, 1 - left, 1 - top
+        elif self.rotation == 270:
+            left, top, right, bottom = 1 - bottom, left, 1 - top, right
+        across, down = self.right - self.left, self.bottom - self.top
+        return replace(
+            self,
+            left=self.left + left * across,
+            top=self.top + top * down,
+            right=self.left + right * across,
+            bottom=self.top + bottom * down,
+            width=width,
+            height=height,
+            region=region,
+        )
 
     def apply(self, picture: Image.Image, *, smooth: bool = True) -> Image.Image:
         """The result, of the picture's mode. Not `smooth`: pixels that become larger stay squares, as of labels."""

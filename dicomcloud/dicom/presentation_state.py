@@ -11,14 +11,14 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Final, Literal
+from typing import BinaryIO, Final
 
 import numpy
 from PIL import Image, ImageDraw
 
 from ..errors import BadRequest
 from . import values
-from .annotation import draw_text, letter_size
+from .annotation import SMALLEST_LETTERS, draw_text, letter_size, text_size
 from .header import Header
 from .lut import Grayscale, LookupTable, Palette, Range, Rescale, Rgb, rgb_of_cielab
 from .overlays import (
@@ -32,7 +32,7 @@ from .overlays import (
     shutter_colour,
     with_colour,
 )
-from .placement import Placement, fitted, require_size
+from .placement import Placement, require_size
 from .rendering_parameters import MAX_SIDE, Viewport, Window
 from .stored_image import CannotRender, StoredImage, StoredObject, first_window
 from .values import Attributes
@@ -56,8 +56,7 @@ class DisplayedArea:
     top: float
     right: float
     bottom: float
-    mode: Literal["SCALE TO FIT", "TRUE SIZE", "MAGNIFY"]
-    magnification: float
+    magnification: float | None  # of MAGNIFY; None for SCALE TO FIT, and for TRUE SIZE, which no browser can show
     aspect: float | None  # height of a pixel by its width; None if the state does not say
 
 
@@ -146,37 +145,47 @@ class PresentationState:
 
     # -- the place
 
-    def place(self, image: StoredImage, number: int, rendering_viewport: Viewport | None, max_pixels: int) -> Placement:
+    def place(
+        self,
+        image: StoredImage,
+        number: int,
+        viewport: Viewport | None,
+        region: tuple[float, float, float, float] | None,
+        max_pixels: int,
+    ) -> Placement:
         """Where the frame goes: displayed area, rotation and mirroring, fitted into the viewport (PS3.18 9.5.2.5).
 
-        Raises BadRequest if the viewport selects a part, or the result would be too large.
+        `region`: the part of the displayed area, as it is displayed, that is asked for. Raises BadRequest if the
+        viewport selects a part, or the result would be too large.
         """
-        viewport = rendering_viewport or Viewport()
+        viewport = viewport or Viewport()
         if not viewport.shows_everything:
             raise BadRequest("viewport must be vw,vh only for a presentation state, which says what is to be seen")
         area = self.displayed_area(image, number)
+        limits = (viewport.width, viewport.height)
         rotation = values.integer(self.attributes, "ImageRotation") % 360
-        turned = rotation in (90, 270)
+        rotation = rotation if rotation in (90, 180, 270) else 0
         aspect = area.aspect or image.aspect(number)
         width, height = area.right - area.left, area.bottom - area.top
-        if area.mode == "MAGNIFY":
-            area, width, height = _magnified(area, viewport, aspect, turned)
+        if area.magnification:
+            width, height = width * area.magnification, height * area.magnification * aspect
         else:
             width, height = (width, height * aspect) if aspect >= 1 else (width / aspect, height)
-            if turned:
-                width, height = height, width
-            width, height = fitted(width, height, (viewport.width, viewport.height))
-        require_size(int(width), int(height), max_pixels)
-        return Placement(
-            area.left,
-            area.top,
-            area.right,
-            area.bottom,
-            int(width),
-            int(height),
-            rotation if rotation in (90, 180, 270) else 0,
-            values.string(self.attributes, "ImageHorizontalFlip") == "Y",
-        )
+        if rotation in (90, 270):
+            width, height = height, width
+        mirrored = values.string(self.attributes, "ImageHorizontalFlip") == "Y"
+        whole = Placement(area.left, area.top, area.right, area.bottom, 1, 1, rotation, mirrored)
+        left, top, right, bottom = region or (0.0, 0.0, 1.0, 1.0)
+        if area.magnification and region is None:
+            # MAGNIFY: what does not fit is cut off, evenly on both sides.
+            across, down = (
+                min((limit or math.inf) / side, 1.0) / 2 for limit, side in zip(limits, (width, height), strict=True)
+            )
+            left, top, right, bottom = 0.5 - across, 0.5 - down, 0.5 + across, 0.5 + down
+            limits = (None, None)
+        placement = whole.part((left, top, right, bottom), (width, height), limits)
+        require_size(placement.width, placement.height, max_pixels)
+        return placement
 
     def displayed_area(self, image: StoredImage, number: int) -> DisplayedArea:
         """The displayed area for a frame, the whole image where the state has none that makes sense."""
@@ -197,8 +206,7 @@ class PresentationState:
             top,
             right,
             bottom,
-            "MAGNIFY" if mode == "MAGNIFY" and 0 < magnification <= 1000 else "SCALE TO FIT",
-            magnification,
+            magnification if mode == "MAGNIFY" and 0 < magnification <= 1000 else None,
             ratio[0] / ratio[1] if sensible else None,
         )
 
@@ -262,22 +270,6 @@ def _pseudo_colours(picture: Image.Image, palette: Palette) -> Image.Image:
     return painted.convert("RGB")
 
 
-def _magnified(
-    area: DisplayedArea, viewport: Viewport, aspect: float, turned: bool
-) -> tuple[DisplayedArea, float, float]:
-    """The displayed area magnified, as far as it fits into the viewport; what does not is cut off evenly."""
-    x_scale, y_scale = area.magnification, area.magnification * aspect
-    width, height = (area.right - area.left) * x_scale, (area.bottom - area.top) * y_scale
-    limits = (viewport.height, viewport.width) if turned else (viewport.width, viewport.height)
-    cut_width, cut_height = (min(side, limit or math.inf) for side, limit in zip((width, height), limits, strict=True))
-    dx, dy = (width - cut_width) / x_scale / 2, (height - cut_height) / y_scale / 2
-    shown = DisplayedArea(
-        area.left + dx, area.top + dy, area.right - dx, area.bottom - dy, "MAGNIFY", area.magnification, area.aspect
-    )
-    size = fitted(cut_width, cut_height, (None, None))
-    return shown, *(size[::-1] if turned else size)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Graphic objects
 
@@ -286,7 +278,7 @@ def _points(placement: Placement, numbers: Sequence[float], units: str) -> list[
     """Pairs of coordinates in the result (PS3.3 C.10.5.1.1): of the image (PIXEL, MATRIX) or of the displayed area."""
     found = []
     for x, y in itertools.islice(zip(numbers[::2], numbers[1::2], strict=False), _MAX_POINTS):
-        point = (x * placement.width, y * placement.height) if units == "DISPLAY" else placement.point(x, y)
+        point = placement.point_of_whole(x, y) if units == "DISPLAY" else placement.point(x, y)
         found.append((min(max(point[0], -1e5), 1e5), min(max(point[1], -1e5), 1e5)))
     return found
 
@@ -400,7 +392,7 @@ def _draw_text_object(
     if len(corners) == 4:
         (x1, y1), (x2, y2) = _points(placement, corners, units)
         left, top, right, bottom = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
-        size = round(min(max((bottom - top) / len(lines) * 0.8, normal * 0.7), normal * 2))
+        size = round(min(max((bottom - top) / len(lines) * 0.8, normal * 0.7, SMALLEST_LETTERS), normal * 1.5))
         if anchors and values.string(text, "AnchorPointVisibility") == "Y":
             x, y = anchors[0]
             _stroke(picture, [(x, y), (min(max(x, left), right), min(max(y, top), bottom))], colour)
@@ -409,20 +401,16 @@ def _draw_text_object(
         right, bottom, size = left, top, normal
     else:
         return picture
-    # A box that is too small for letters that can be read does not keep them from being drawn.
-    left, top = min(max(left, 0), picture.width - 8), min(max(top, 0), picture.height - 8)
+    # A box too small for letters that can be read does not keep them from being drawn, nor one beyond the edge.
+    width, height = text_size(lines, size, character_set)
+    right, bottom = min(max(right, left + width), picture.width), min(max(bottom, top + height), picture.height)
+    left, top = max(min(left, right - width), 0), max(min(top, bottom - height), 0)
     align = values.string(text, "BoundingBoxTextHorizontalJustification")
-    needed = max(len(line) for line in lines) * size * 0.7
-    if right - left < needed:
-        right = min(left + needed, picture.width)
-        left = max(min(left, right - needed), 0)
-    bottom = max(bottom, min(picture.height, top + size * 1.3 * len(lines)))
-    top = max(min(top, bottom - size * 1.3 * len(lines)), 0)
     draw_text(
         picture,
         lines,
         (left, top, right, bottom),
-        size=max(size, 9),
+        size=size,
         colour=colour,
         align="center" if align == "CENTER" else "right" if align == "RIGHT" else "left",
         character_set=character_set,

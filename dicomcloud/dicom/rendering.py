@@ -158,16 +158,11 @@ def _presented(
         raise BadRequest("A window cannot be given for a presentation state, which has its own")
     if not state.refers_to(image, number):
         raise BadRequest("The presentation state does not refer to this image")
-    # A region is a part of what the state shows, turned and mirrored: cut out of the whole, then scaled.
-    viewport = None if rendering.region else rendering.viewport
-    placement = state.place(image, number, viewport, max_pixels)
+    placement = state.place(image, number, rendering.viewport, rendering.region, max_pixels)
     picture = placement.apply(state.picture(image, number))
     picture = with_profile(picture, image, rendering.icc_profile)
     picture = state.draw(_writable(picture), placement, image, number)
-    if rendering.region:
-        picture = placement_of(picture.size, 1.0, rendering.viewport, rendering.region, max_pixels).apply(picture)
     if rendering.annotation:
-        picture = _writable(picture)
         annotate(picture, image, number, rendering.annotation, None)
     return picture
 
