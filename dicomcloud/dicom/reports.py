@@ -11,8 +11,8 @@ its surroundings, there is no script, no inline style, nothing is loaded from an
 browser (`CONTENT_SECURITY_POLICY`, also in its head).
 
 A Structured Report is its content tree (PS3.3 C.17.3): containers are sections, the rest are rows of a name and a
-value with what they were inferred or selected from below them. Instances of other classes are a table of their
-attributes.
+value with what they were inferred or selected from below them. Of an encapsulated CDA document it is the narrative.
+Instances of other classes are a table of their attributes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from functools import cache, lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
+
+from lxml import etree
 
 from .attributes import _DICTIONARY, Level, is_uid, json_key, keyword_of, level_of, tag_of
 from .header import _terms, _text_of
@@ -79,7 +81,7 @@ def media_types_of(attributes: Attributes, transfer_syntax: str = "") -> tuple[s
     """
     sop_class = text(attributes, "SOPClassUID")
     if document := encapsulated_document(attributes):
-        return (document.media_type,)
+        return (*_TEXT, "text/xml") if document.media_type == "text/xml" else (document.media_type,)
     if "54000100" in attributes:
         return _WAVEFORM
     if any(key in attributes for key in _PIXELS):
@@ -164,7 +166,7 @@ def report_html(attributes: Attributes, *, link: Link | None = None, bulk: Bulk 
     """An instance as an HTML document in UTF-8, at most `MAX_REPORT_LENGTH` bytes long.
 
     `link` gives the addresses of referenced instances; other schemes than http and https are not linked. `bulk` reads
-    texts that are too long for the metadata; without it their place says that they are there.
+    texts that are too long for the metadata, and CDA documents; without it their place says that they are there.
     """
     page = _HtmlPage()
     _write(page, attributes, link, bulk)
@@ -296,7 +298,12 @@ class _Report:
         self.page.begin_document("" if kind == title else kind, title, badges)
         self._patient_and_study()
         self._document_facts()
-        if is_report:
+        document = encapsulated_document(attributes)
+        if document is not None and document.media_type == "text/xml":
+            self.page.begin_content(None)
+            self._clinical_document(document)
+            self.page.end_content()
+        elif is_report:
             self.page.begin_content(_language(attributes))
             self._content(attributes, (1,), 0)
             self.page.end_content()
@@ -563,6 +570,86 @@ class _Report:
         address = self.link(sop_class, uid) or ""
         return address if re.match(r"https?://|/(?!/)", address) else ""
 
+    # Clinical documents ---------------------------------------------------------------------------------------------
+
+    def _clinical_document(self, document: EncapsulatedDocument) -> None:
+        """The narrative of an HL7 CDA document: titles and texts of its sections, which is what a person signed."""
+        content = document.content
+        if content is None and self.bulk is not None:
+            content = bytes(self.bulk(document.path)[: document.length or MAX_REPORT_LENGTH])
+        if content is None:
+            self.page.paragraph([_Value("The document is a bulk value of the instance.", "muted")])
+            return
+        parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_comments=True)
+        try:
+            root = etree.fromstring(content[:MAX_REPORT_LENGTH].strip(b"\0 "), parser)
+        except etree.XMLSyntaxError:
+            self.page.paragraph([_Value("The document is no well-formed XML and cannot be shown.", "muted")])
+            return
+        etree.strip_elements(root, etree.Entity, etree.ProcessingInstruction, with_tail=False)
+        title = _spaced(root.findtext(f"{_CDA}title"))
+        self.page.begin_section(title, "", _xml_language(root))
+        rows = [("Patient", f"{_CDA}recordTarget//{_CDA}patient/{_CDA}name"), ("Author", f"{_CDA}author//{_CDA}name")]
+        self.page.begin_rows()
+        for label, path in rows:
+            for name in root.iterfind(path):
+                self.page.begin_row("", label, _plain(_xml_text(name, " ")), "", True)
+                self.page.end_row()
+        self.page.end_rows()
+        for section in root.iterfind(f"{_CDA}component/{_CDA}structuredBody/{_CDA}component/{_CDA}section"):
+            self._cda_section(section, 1)
+        for body in root.iterfind(f"{_CDA}component/{_CDA}nonXMLBody/{_CDA}text"):
+            words = body.text or "" if body.get("representation") != "B64" else ""
+            note = _Value("The text is in another format and cannot be shown.", "muted")
+            self.page.paragraph([_Value(words, "block") if words.strip() else note])
+        self.page.end_section()
+
+    def _cda_section(self, section: Any, depth: int) -> None:
+        self._count()
+        self.page.begin_section(_spaced(section.findtext(f"{_CDA}title")), "", _xml_language(section))
+        for narrative in section.iterfind(f"{_CDA}text"):
+            self._narrative(narrative)
+        if depth < _MAX_DEPTH:
+            for below in section.iterfind(f"{_CDA}component/{_CDA}section"):
+                self._cda_section(below, depth + 1)
+        self.page.end_section()
+
+    def _narrative(self, element: Any) -> None:
+        """A narrative block (CDA 4.3.5): paragraphs, lists, tables; all else is text between them."""
+        words = [element.text or ""]
+
+        def flush() -> None:
+            if "".join(words).strip():
+                self.page.paragraph([_Value(_spaced("".join(words)))])
+            words.clear()
+
+        for child in element:
+            self._count()
+            name = etree.QName(child).localname if isinstance(child.tag, str) else ""
+            if name in ("paragraph", "list", "table", "item"):
+                flush()
+                if name == "table":
+                    rows = [
+                        [[_Value(_xml_text(cell))] for cell in row.iterchildren(f"{_CDA}th", f"{_CDA}td")]
+                        for row in child.iter(f"{_CDA}tr")
+                    ]
+                    self.page.table([cell[0].text for cell in rows[0]] if rows else [], rows[1:])
+                elif name == "list":
+                    self._list(child)
+                else:
+                    self.page.paragraph([_Value(_xml_text(child))])
+            else:
+                words.append("\n" if name == "br" else "".join(map(str, child.itertext())))
+            words.append(child.tail or "")
+        flush()
+
+    def _list(self, element: Any) -> None:
+        ordered = element.get("listType") == "ordered"
+        for number, entry in enumerate(element.iterfind(f"{_CDA}item"), 1):
+            self._count()
+            mark = f"{number}." if ordered else "•"
+            self.page.paragraph([_Value(mark, "muted"), _Value(_xml_text(entry, " "))])
+
     # Other objects --------------------------------------------------------------------------------------------------
 
     def _all_attributes(self) -> None:
@@ -656,6 +743,23 @@ class _Report:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Single values
+
+_LANGUAGE: Final = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8}){0,4}")  # BCP 47, as far as it is used
+_CDA: Final = "{urn:hl7-org:v3}"
+
+
+def _spaced(value: str | None) -> str:
+    return " ".join((value or "").split())
+
+
+def _xml_text(element: Any, between: str = "") -> str:
+    return _spaced(between.join(map(str, element.itertext())))
+
+
+def _xml_language(element: Any) -> str:
+    code = element.find(f"{_CDA}languageCode")
+    value = str(code.get("code", "")) if code is not None else ""
+    return value if _LANGUAGE.fullmatch(value) else ""
 
 
 def _raw(attributes: Attributes, keyword: str) -> Sequence[Any]:
@@ -904,7 +1008,7 @@ def _language(item: Attributes) -> str | None:
     for child in _items(item, "ContentSequence")[:32]:
         if _code_value(_first(child, "ConceptNameCodeSequence")) == "121049":
             value = _code_value(_first(child, "ConceptCodeSequence"))
-            if re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8}){0,4}", value):
+            if _LANGUAGE.fullmatch(value):
                 return value
     return None
 

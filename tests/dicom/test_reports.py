@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -382,7 +383,8 @@ def test_an_encapsulated_document_has_the_media_type_of_its_class(
     made = dataset(SOPClassUID=sop_class, MIMETypeOfEncapsulatedDocument=declared, EncapsulatedDocumentLength=5)
     attributes = dict(made.to_json_dict()) | {"00420011": {"vr": "OB", "InlineBinary": "JVBERi0A"}}
     assert encapsulated_document(attributes) == (media_type, "/00420011", 5, b"%PDF-")
-    assert media_types_of(attributes) == (media_type,)
+    expected = ("text/html", "text/plain", "text/xml") if media_type == "text/xml" else (media_type,)
+    assert media_types_of(attributes) == expected
     attributes["00420011"] = {"vr": "OB", "BulkDataURI": "/studies/1/bulkdata/00420011"}
     assert encapsulated_document(attributes) == (media_type, "/00420011", 5, None)
     assert encapsulated_document({}) is None
@@ -424,3 +426,43 @@ def test_an_attribute_with_the_wrong_vr_is_no_sequence() -> None:
         section[key] = name
     assert "Chest report" in checked(report_html(attributes))
     assert "Chest report" in checked(report_html(attributes | {"0040A730": name, "0040A504": name}))
+
+
+CDA = """<?xml version="1.0"?><!DOCTYPE ClinicalDocument [<!ENTITY e SYSTEM "file:///etc/hostname">]>
+<ClinicalDocument xmlns="urn:hl7-org:v3"><title>Discharge &lt;note&gt;</title><languageCode code="de-CH"/>
+<recordTarget><patientRole><patient><name><given>Jane</given> <family>Doe</family></name></patient></patientRole>
+</recordTarget><component><structuredBody><component><section><title>Findings</title><text>
+Lungs <content styleCode="Bold">clear</content>.&e;<paragraph>Second.</paragraph>
+<list listType="ordered"><item>one</item><item>two</item></list>
+<table><thead><tr><th>Test</th><th>Value</th></tr></thead><tbody><tr><td>CRP</td><td>5</td></tr></tbody></table>
+<x:script xmlns:x="http://www.w3.org/1999/xhtml">alert(1)</x:script></text>
+<component><section><title>Heart</title><text>Normal.</text></section></component>
+</section></component></structuredBody></component></ClinicalDocument>"""
+
+
+def clinical_document(content: bytes | None) -> dict[str, Any]:
+    made = dataset(SOPClassUID="1.2.840.10008.5.1.4.1.1.104.2", SOPInstanceUID="1.2.3", DocumentTitle="Note")
+    element = {"InlineBinary": base64.b64encode(content).decode()} if content else {"BulkDataURI": "/x"}
+    return dict(made.to_json_dict()) | {"00420011": {"vr": "OB", **element}}
+
+
+def test_the_narrative_of_a_clinical_document_is_read_out() -> None:
+    document = report_html(clinical_document(CDA.encode()))
+    page = lxml_html.document_fromstring(checked(document))
+    assert page.xpath("//main//section/*[self::h2 or self::h3 or self::h4]//text()") == [
+        "Discharge <note>", "Findings", "Heart"
+    ]  # fmt: skip
+    assert page.xpath("//section/@lang") == ["de-CH"]
+    assert page.xpath("//th/text() | //td//text()") == ["Test", "Value", "CRP", "5"]
+    for expected in ("Jane Doe", "Lungs clear.", "Second.", "1. one", "2. two", "Normal."):
+        assert expected in words(document)
+        assert expected in report_text(clinical_document(CDA.encode())).decode()
+
+
+def test_a_clinical_document_reaches_no_file_and_faults_are_said() -> None:
+    hostname = Path("/etc/hostname")
+    if hostname.is_file():
+        assert hostname.read_text().strip() not in words(report_html(clinical_document(CDA.encode())))
+    assert "no well-formed XML" in words(report_html(clinical_document(b"<a>")))
+    assert "a bulk value" in words(report_html(clinical_document(None)))
+    assert "Heart" in words(report_html(clinical_document(None), bulk={"/00420011": CDA.encode()}.__getitem__))
