@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -128,9 +129,14 @@ def _resized(
 ) -> Image.Image:
     if box == (0.0, 0.0, *picture.size) and size == picture.size:
         return picture
-    if all(edge.is_integer() for edge in box) and size == (box[2] - box[0], box[3] - box[1]):
-        left, top, right, bottom = (int(edge) for edge in box)
-        return picture.crop((left, top, right, bottom))
+    # Cut out first: what is not to be seen must not shine through at the edges.
+    left, top = math.floor(box[0]), math.floor(box[1])
+    outer = (left, top, math.ceil(box[2]), math.ceil(box[3]))
+    if outer != (0, 0, *picture.size):
+        picture = picture.crop(outer)
+        box = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    if box == (0.0, 0.0, *size):
+        return picture
     if not smooth and size[0] >= box[2] - box[0]:
         return picture.resize(size, Image.Resampling.NEAREST, box=box)
     # A reduction by whole numbers first: as good, and much faster.

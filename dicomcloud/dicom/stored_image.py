@@ -207,7 +207,7 @@ class StoredImage(StoredObject):
     def groups(self, number: int) -> Iterator[Attributes]:
         """The functional groups of a frame, its own before the shared ones (PS3.3 C.7.6.16)."""
         per_frame = values.items(self.attributes, "PerFrameFunctionalGroupsSequence")
-        if number <= len(per_frame):
+        if 0 < number <= len(per_frame):
             yield per_frame[number - 1]
         yield values.item(self.attributes, "SharedFunctionalGroupsSequence")
 
