@@ -278,7 +278,8 @@ def _invalid(message: str, reason: FailureReason = FailureReason.CANNOT_UNDERSTA
     raise InvalidInstance(reason, message)
 
 
-def _text_of(character_set: Attribute) -> Text:
+def text_of(character_set: Attribute) -> Text:
+    """The decoder that a Specific Character Set (0008,0005) of the DICOM JSON Model asks for."""
     return decoder_of(tuple(term if isinstance(term, str) else None for term in character_set.get("Value", ())))
 
 
@@ -382,7 +383,7 @@ class _DataSet:
             elif length:
                 attribute = attributes[key] = convert(buffer[start:pos], text)
                 if tag == _SPECIFIC_CHARACTER_SET:
-                    text = _text_of(attribute)
+                    text = text_of(attribute)
             else:
                 attributes[key] = {"vr": vr_name}
         if not closed:
@@ -617,7 +618,7 @@ class _DataSet:
             else:
                 attributes[key] = row[3](value, text) if value and row[3] else {"vr": row[0]}
             if tag == _SPECIFIC_CHARACTER_SET:
-                text = _text_of(attributes[key])
+                text = text_of(attributes[key])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

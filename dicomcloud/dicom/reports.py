@@ -31,7 +31,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from lxml import etree
 
 from .attributes import _DICTIONARY, Level, is_uid, json_key, keyword_of, level_of, tag_of
-from .header import _terms, _text_of
+from .header import text_of
 from .metadata import text
 from .pixel_data import TRANSFER_SYNTAXES
 
@@ -492,7 +492,7 @@ class _Report:
         if self.bulk is None:
             return [_Value("This text is too long for the metadata; it is a bulk value of the instance.", "muted")]
         path = "".join(f"/0040A730/{place}" for place in number[1:]) + f"/{key}"
-        decode = _text_of(_terms(self.attributes.get("00080005", {})))
+        decode = text_of(self.attributes.get("00080005", {}))
         return [_Value(decode(bytes(self.bulk(path)[:MAX_REPORT_LENGTH])).rstrip(" \0\r\n"), "block")]
 
     def _anchor(self, number: tuple[int, ...]) -> str:
