@@ -355,6 +355,33 @@ class Archive:
             for pending in waiting:
                 pending.drop()
 
+    # Renderings
+
+    def rendered(self, row: InstanceRow, render: Callable[..., bytes], *arguments: object) -> bytes:
+        """`render(path of the file, *arguments)`, from the cache where it was made before.
+
+        Compressed frames are decoded in the codec processes; native ones are drawn here, which takes less time than
+        the way there. Raises what `render` raises, NotFound, Gone.
+        """
+        key = f"{row.file_key} {render.__name__} {arguments!r}"
+        if (cached := self.cache.read(key)) is not None:
+            return cached
+        path = str(self.path_of(row))
+        syntax = TRANSFER_SYNTAXES.get(row.transfer_syntax)
+        try:
+            if syntax is not None and (syntax.encapsulated or syntax.deflated):
+                picture = self._codecs.submit(render, path, *arguments).result()
+                self.cache.write(key, picture)
+            else:
+                picture = render(path, *arguments)
+        except FileNotFoundError:
+            self._deleted_meanwhile(row)
+        return picture
+
+    def path_of(self, row: InstanceRow) -> Path:
+        """Where the file lies on this machine."""
+        return self._storage.local_path(row.file_key)
+
     # Bulk data
 
     def bulk_values(self, row: InstanceRow) -> list[dicom_header.BulkValue]:

@@ -11,13 +11,20 @@ from flask_smorest import Api
 from werkzeug.exceptions import HTTPException
 
 from .. import __version__
-from . import delete_rs, health, ohif, qido_rs, retrieve, stow_rs, wado_metadata, wado_rs, wado_uri
+from ..dicom.stored_image import CannotRender
+from ..dicom.waveforms import CannotDraw
+from ..errors import NotAcceptable
+from . import delete_rs, health, ohif, qido_rs, retrieve, stow_rs, wado_metadata, wado_rendered, wado_rs, wado_uri
 from .capabilities import add_capabilities
 from .openapi import add_pages
 from .responses import fault
 from .service import Service
 
-_RESOURCES = (wado_rs, wado_metadata)  # imported for their routes, which are on the blueprint of `retrieve`
+_RESOURCES = (
+    wado_rs,
+    wado_metadata,
+    wado_rendered,
+)  # imported for their routes, which are on the blueprint of `retrieve`
 
 
 def register(app: Flask, service: Service) -> None:
@@ -50,6 +57,8 @@ def register(app: Flask, service: Service) -> None:
     add_capabilities(app, api, [root, "/api", "/qidors", "/wadors", "/stowrs", "/delowrs"])
     app.add_url_rule("/", "home", lambda: redirect(url_for("pages.swagger_page")))
     app.register_error_handler(Exception, fault)
+    for error in (CannotRender, CannotDraw):
+        app.register_error_handler(error, lambda reason: fault(NotAcceptable(str(reason))))
     app.register_error_handler(HTTPException, fault)  # in place of the one of flask-smorest
     app.after_request(_common_headers)
     if service.cors_origins:

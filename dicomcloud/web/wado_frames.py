@@ -78,7 +78,7 @@ _RESPONSES = {
 )
 def retrieve_frames(study: str, series: str, instance: str, frame_list: str) -> Response:
     check_uids(study=study, series=series, instance=instance)
-    numbers = _frame_numbers(frame_list)
+    numbers = frame_numbers(frame_list)
     row, frames = current_service().archive.frames(study, series, instance)
     if frames is None:
         raise NotFound("The instance has no pixel data, thus no frames")
@@ -92,7 +92,7 @@ def retrieve_frames(study: str, series: str, instance: str, frame_list: str) -> 
     return attain(offers, lambda choice: send_frames(row, frames, locations, numbers, choice, f"{url}/{frame_list}"))
 
 
-def _frame_numbers(text: str) -> list[int]:
+def frame_numbers(text: str) -> list[int]:
     numbers = [int(item) if item.isascii() and item.isdigit() and len(item) < 10 else 0 for item in text.split(",")]
     if len(numbers) > _MAX_FRAMES:
         raise BadRequest(f"More than {_MAX_FRAMES} frames are asked for at once")

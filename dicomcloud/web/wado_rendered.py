@@ -1,0 +1,400 @@
+"""Rendered resources and thumbnails of studies, series, instances and frames (PS3.18 10.4.1.1.3, 10.4.1.1.4, 8.3.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, Final
+
+import orjson
+from flask import Response, request
+
+from ..archive import Archive, InstanceRow
+from ..dicom import reports, waveforms
+from ..dicom.metadata import text
+from ..dicom.rendered_files import animation, frame_image, presented_images, thumbnail_image
+from ..dicom.rendering import IMAGE_TYPES
+from ..dicom.rendering_parameters import Rendering, parse_rendering
+from ..dicom.stored_image import CannotRender
+from ..errors import BadRequest, NotAcceptable, NotFound
+from .multipart import OutgoingPart
+from .negotiation import Choice, Offer
+from .openapi import content, faults, query
+from .responses import negotiated, not_modified, warning
+from .retrieve import Source, attributes_of, blueprint, entity_tag, instance_url, multipart, single_part
+from .service import check_uids, current_service, service_url
+from .wado_frames import frame_numbers
+
+JPEG: Final = "image/jpeg"
+_ANIMATED: Final = ("image/gif", "image/webp")
+_TRIED: Final = 5  # instances of a series that are looked at for a thumbnail
+
+_TYPES = content(*IMAGE_TYPES, "video/mp4", "application/pdf", "text/html", "text/plain", "image/svg+xml")
+_PARAMETERS = [
+    query("annotation", "What is burned in: `patient`, `technique`, separated by commas"),
+    query("quality", "1 to 100, of lossy media types"),
+    query("viewport", "`vw,vh` or `vw,vh,sx,sy,sw,sh`: the box to fill, and the part to show; a negative size mirrors"),
+    query("window", "`center,width,function`: linear, linear-exact or sigmoid"),
+    query("iccprofile", "no, yes, srgb, adobergb, rommrgb"),
+    query("accept", "The media type, in place of the Accept header"),
+]
+_RENDERED: dict[str, Any] = {
+    "parameters": _PARAMETERS,
+    "responses": {
+        "200": {"description": "The picture, film, report or document; several in parts", "content": _TYPES},
+        **faults(400, 404, 406, 410),
+    },
+}
+_THUMBNAIL: dict[str, Any] = {
+    "parameters": [query("viewport", "`vw,vh`: the box; 128,128 if none is given"), _PARAMETERS[-1]],
+    "responses": {
+        "200": {"description": "A small picture", "content": content(*IMAGE_TYPES)},
+        **faults(400, 404, 406, 410),
+    },
+}
+
+
+# -------------------------------------------------------------------------------------------------- rendered
+
+
+@blueprint.route("/studies/<study>/rendered")
+@blueprint.doc(summary="Retrieve Rendered Study", **_RENDERED)
+def retrieve_rendered_study(study: str) -> Response:
+    return _rendered_instances(study)
+
+
+@blueprint.route("/studies/<study>/series/<series>/rendered")
+@blueprint.doc(summary="Retrieve Rendered Series", **_RENDERED)
+def retrieve_rendered_series(study: str, series: str) -> Response:
+    return _rendered_instances(study, series)
+
+
+@blueprint.route("/studies/<study>/series/<series>/instances/<instance>/rendered")
+@blueprint.doc(summary="Retrieve Rendered Instance", **_RENDERED)
+def retrieve_rendered_instance(study: str, series: str, instance: str) -> Response:
+    check_uids(study=study, series=series, instance=instance)
+    (row,) = current_service().archive.instances(study, series, instance)
+    rendering, warnings = parse_rendering(_pairs())
+    attributes = attributes_of(row)
+    types = reports.media_types_of(attributes, row.transfer_syntax)
+    choice = negotiated([Offer(kind, multipart=parts) for parts in (False, True) for kind in types])
+    location = f"{instance_url(row)}/rendered"
+    return send_rendered(row, attributes, choice, rendering, location, warnings)
+
+
+@blueprint.route("/studies/<study>/series/<series>/instances/<instance>/frames/<frame_list>/rendered")
+@blueprint.doc(summary="Retrieve Rendered Frames", **_RENDERED)
+def retrieve_rendered_frames(study: str, series: str, instance: str, frame_list: str) -> Response:
+    check_uids(study=study, series=series, instance=instance)
+    row, numbers = _frames(study, series, instance, frame_list)
+    rendering, warnings = parse_rendering(_pairs())
+    kinds = [
+        Offer(kind, multipart=parts)
+        for parts in ((False, True) if len(numbers) == 1 else (True,))
+        for kind in IMAGE_TYPES
+    ]
+    choice = negotiated(kinds)
+    location = f"{instance_url(row)}/frames"
+    etag = entity_tag(choice, row.file_key, numbers, rendering)
+    if answer := not_modified(etag):
+        return answer
+    archive = current_service().archive
+    kind = choice.offer.media_type
+    if len(numbers) == 1:
+        picture = archive.rendered(row, frame_image, numbers[0], rendering, kind)
+        return _one(picture, choice, etag, f"{location}/{numbers[0]}/rendered", warnings)
+    pictures = (archive.rendered(row, frame_image, number, rendering, kind) for number in numbers)
+    parts = (
+        _part(picture, kind, f"{location}/{number}/rendered") for number, picture in zip(numbers, pictures, strict=True)
+    )
+    return _warned(multipart(kind, _first_now(parts), etag, f"{location}/{frame_list}/rendered"), warnings)
+
+
+def _rendered_instances(study: str, series: str | None = None) -> Response:
+    """Every instance that can be had in the media type, a part for each picture; the others are left out."""
+    check_uids(study=study, series=series)
+    archive = current_service().archive
+    rows = archive.instances(study, series)
+    rendering, warnings = parse_rendering(_pairs())
+    choice = negotiated([Offer(kind, multipart=True) for kind in (*IMAGE_TYPES, "text/html", "text/plain")])
+    etag = entity_tag(choice, *(row.file_key for row in rows), rendering)
+    if answer := not_modified(etag):
+        return answer
+    kind = choice.offer.media_type
+    base = service_url()
+    parts = _first_now(_parts_of_all(archive, rows, kind, rendering, base))
+    location = f"{base}/studies/{study}" + (f"/series/{series}" if series else "") + "/rendered"
+    return _warned(multipart(kind, parts, etag, location), warnings)
+
+
+def _parts_of_all(
+    archive: Archive, rows: Sequence[InstanceRow], kind: str, rendering: Rendering, base: str
+) -> Iterator[OutgoingPart]:
+    found = False
+    for row in rows:
+        _, document = archive.document(row.study_uid, row.series_uid, row.sop_uid)
+        attributes = _parsed(document)
+        if kind not in reports.media_types_of(attributes, row.transfer_syntax):
+            continue
+        location = f"{base}/studies/{row.study_uid}/series/{row.series_uid}/instances/{row.sop_uid}/rendered"
+        try:
+            for piece in _pieces(archive, row, attributes, kind, rendering, alone=kind in _ANIMATED):
+                found = True
+                yield _part(piece, kind, location)
+        except (CannotRender, waveforms.CannotDraw, BadRequest):
+            continue
+    if not found:
+        raise NotAcceptable(f"Nothing here can be rendered as {kind}")
+
+
+def send_rendered(
+    row: InstanceRow,
+    attributes: dict[str, Any],
+    choice: Choice,
+    rendering: Rendering,
+    location: str,
+    warnings: Sequence[str] = (),
+    *,
+    frame: int | None = None,
+) -> Response:
+    """One instance in the rendered media type of the choice; `frame`: that frame only."""
+    archive = current_service().archive
+    kind = choice.offer.media_type
+    etag = entity_tag(choice, row.file_key, rendering, frame)
+    if answer := not_modified(etag):
+        return answer
+    if kind.startswith("video/"):
+        return _warned(single_part(_stream(archive, row, kind, location), etag), warnings)
+    if (
+        kind not in IMAGE_TYPES
+        and (document := reports.encapsulated_document(attributes))
+        and document.media_type == kind
+    ):
+        return _warned(_send_document(archive, row, document, choice, etag, location), warnings)
+    alone = not choice.offer.multipart
+    pieces = _pieces(archive, row, attributes, kind, rendering, alone=alone, frame=frame)
+    if alone:
+        return _one(next(pieces), choice, etag, location, warnings)
+    parts = _first_now(_part(piece, kind, location) for piece in pieces)
+    return _warned(multipart(kind, parts, etag, location), warnings)
+
+
+def _pieces(
+    archive: Archive,
+    row: InstanceRow,
+    attributes: dict[str, Any],
+    kind: str,
+    rendering: Rendering,
+    *,
+    alone: bool,
+    frame: int | None = None,
+) -> Iterator[bytes]:
+    """The renderings of an instance; with `alone`, the one that stands for all."""
+    if kind in ("text/html", "text/plain"):
+        bulk = partial(_octets, archive, row)
+        yield (
+            reports.report_html(attributes, bulk=bulk)
+            if kind == "text/html"
+            else reports.report_text(attributes, bulk=bulk)
+        )
+    elif "54000100" in attributes:
+        samples = partial(_octets, archive, row)
+        draw = waveforms.waveform_svg if kind == "image/svg+xml" else waveforms.waveform_png
+        yield draw(attributes, samples, annotate=rendering.annotation)
+    elif not row.number_of_frames:  # a presentation state
+        images = presented_images(str(archive.path_of(row)), _referenced(archive, row, attributes), rendering, kind)
+        yield from images[:1] if alone else images
+    elif kind in _ANIMATED and alone and frame is None and row.number_of_frames > 1:
+        yield archive.rendered(row, animation, rendering, kind)
+    elif alone or frame is not None:
+        yield archive.rendered(row, frame_image, frame or representative_frame(row, attributes), rendering, kind)
+    else:
+        for number in range(1, row.number_of_frames + 1):
+            yield archive.rendered(row, frame_image, number, rendering, kind)
+
+
+def representative_frame(row: InstanceRow, attributes: dict[str, Any]) -> int:
+    """Representative Frame Number (0028,6010), else the frame in the middle."""
+    declared = text(attributes, "RepresentativeFrameNumber")
+    if declared.isdigit() and 1 <= int(declared) <= row.number_of_frames:
+        return int(declared)
+    return max(1, (row.number_of_frames + 1) // 2)
+
+
+def _referenced(archive: Archive, row: InstanceRow, attributes: dict[str, Any]) -> dict[str, str]:
+    """SOP Instance UID → path, of the images in the same study that a presentation state refers to."""
+    wanted = set(_uids(attributes))
+    return {
+        other.sop_uid: str(archive.path_of(other))
+        for other in archive.instances(row.study_uid)
+        if other.sop_uid in wanted and other.sop_uid != row.sop_uid
+    }
+
+
+def _uids(attributes: dict[str, Any]) -> Iterator[str]:
+    for key, element in attributes.items():
+        if key == "00081155":
+            yield from element.get("Value", ())
+        elif element.get("vr") == "SQ":
+            for item in element.get("Value", ()):
+                yield from _uids(item)
+
+
+# ------------------------------------------------------------------------------------------------ thumbnails
+
+
+@blueprint.route("/studies/<study>/thumbnail")
+@blueprint.doc(summary="Retrieve Study Thumbnail", **_THUMBNAIL)
+def retrieve_study_thumbnail(study: str) -> Response:
+    return _thumbnail(study)
+
+
+@blueprint.route("/studies/<study>/series/<series>/thumbnail")
+@blueprint.doc(summary="Retrieve Series Thumbnail", **_THUMBNAIL)
+def retrieve_series_thumbnail(study: str, series: str) -> Response:
+    return _thumbnail(study, series)
+
+
+@blueprint.route("/studies/<study>/series/<series>/instances/<instance>/thumbnail")
+@blueprint.doc(summary="Retrieve Instance Thumbnail", **_THUMBNAIL)
+def retrieve_instance_thumbnail(study: str, series: str, instance: str) -> Response:
+    return _thumbnail(study, series, instance)
+
+
+@blueprint.route("/studies/<study>/series/<series>/instances/<instance>/frames/<frame_list>/thumbnail")
+@blueprint.doc(summary="Retrieve Frame Thumbnail", **_THUMBNAIL)
+def retrieve_frame_thumbnail(study: str, series: str, instance: str, frame_list: str) -> Response:
+    check_uids(study=study, series=series, instance=instance)
+    row, numbers = _frames(study, series, instance, frame_list)
+    return _send_thumbnail(row, numbers[0], f"{instance_url(row)}/frames/{frame_list}/thumbnail")
+
+
+def _thumbnail(study: str, series: str | None = None, instance: str | None = None) -> Response:
+    check_uids(study=study, series=series, instance=instance)
+    archive = current_service().archive
+    rows = [row for row in archive.instances(study, series, instance) if row.number_of_frames]
+    location = request.base_url
+    faults: list[str] = []
+    for row in islice(_most_telling(rows), _TRIED):
+        attributes = attributes_of(row)
+        if instance is None and text(attributes, "BurnedInAnnotation") == "YES":
+            continue
+        try:
+            return _send_thumbnail(row, representative_frame(row, attributes), location)
+        except CannotRender as error:
+            faults.append(str(error))
+    raise NotFound(faults[0] if faults else "There is no image to make a thumbnail of")
+
+
+def _most_telling(rows: Sequence[InstanceRow]) -> Iterator[InstanceRow]:
+    """From the middle of the largest series outwards; screen shots and ultrasound, which may show names, come last."""
+    series: dict[str, list[InstanceRow]] = {}
+    for row in rows:
+        series.setdefault(row.series_uid, []).append(row)
+    risky = ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.6", "1.2.840.10008.5.1.4.1.1.3")
+    ordered = sorted(series.values(), key=lambda group: (group[0].sop_class_uid.startswith(risky), -len(group)))
+    for group in ordered:
+        middle = (len(group) - 1) / 2
+        yield from sorted(group, key=lambda row: abs(group.index(row) - middle))[:3]
+
+
+def _send_thumbnail(row: InstanceRow, number: int, location: str) -> Response:
+    rendering, warnings = parse_rendering((key, value) for key, value in _pairs() if key == "viewport")
+    choice = negotiated([Offer(kind) for kind in IMAGE_TYPES])
+    etag = entity_tag(choice, row.file_key, "thumbnail", number, rendering.viewport)
+    if answer := not_modified(etag):
+        return answer
+    archive = current_service().archive
+    picture = archive.rendered(row, thumbnail_image, number, rendering.viewport, choice.offer.media_type)
+    return _one(picture, choice, etag, location, warnings)
+
+
+# --------------------------------------------------------------------------------------------- what all share
+
+
+def _pairs() -> list[tuple[str, str]]:
+    return list(request.args.items(multi=True))
+
+
+def _frames(study: str, series: str, instance: str, frame_list: str) -> tuple[InstanceRow, list[int]]:
+    numbers = frame_numbers(frame_list)
+    row, frames = current_service().archive.frames(study, series, instance)
+    if frames is None:
+        raise NotFound("The instance has no pixel data, thus no frames")
+    if max(numbers) > frames.count:
+        raise NotFound(f"The instance has {frames.count} frames; there is no frame {max(numbers)}")
+    return row, numbers
+
+
+def _one(content_: bytes, choice: Choice, etag: str, location: str, warnings: Sequence[str]) -> Response:
+    part = _part(content_, choice.offer.media_type, location)
+    if choice.offer.multipart:
+        return _warned(multipart(choice.offer.media_type, [part], etag, location), warnings)
+    return _warned(single_part(part, etag), warnings)
+
+
+def _part(content_: bytes, kind: str, location: str) -> OutgoingPart:
+    headers = {
+        "Content-Type": f"{kind}; charset=utf-8" if kind.startswith("text/") else kind,
+        "Content-Location": location,
+    }
+    if kind == "text/html":
+        headers["Content-Security-Policy"] = reports.CONTENT_SECURITY_POLICY
+    elif kind == "image/svg+xml":
+        headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+    return OutgoingPart(headers, len(content_), [content_])
+
+
+def _first_now(parts: Iterator[OutgoingPart]) -> Iterator[OutgoingPart]:
+    """The parts, the first of which is made at once, so that its fault can still be the status of the answer."""
+    first = next(parts)
+
+    def all_parts() -> Iterator[OutgoingPart]:
+        yield first
+        yield from parts
+
+    return all_parts()
+
+
+def _stream(archive: Archive, row: InstanceRow, kind: str, location: str) -> OutgoingPart:
+    """A film as it is stored, of which ranges can be had."""
+    _, frames = archive.frames(row.study_uid, row.series_uid, row.sop_uid)
+    if frames is None:
+        raise NotFound("The instance has no pixel data")
+    size = sum(length for _, length in frames.stream())
+    source = Source(lambda first, end: archive.read_stream(row, frames, first, end), size)
+    return OutgoingPart({"Content-Type": kind, "Content-Location": location}, size, source)
+
+
+def _send_document(
+    archive: Archive, row: InstanceRow, document: reports.EncapsulatedDocument, choice: Choice, etag: str, location: str
+) -> Response:
+    content_ = document.content
+    if content_ is None:
+        content_ = _octets(archive, row, document.path)[: document.length]
+    headers = {"Content-Type": document.media_type, "Content-Location": location}
+    if document.media_type != "application/pdf":  # a stored page is not to act as one of this server's
+        headers["Content-Security-Policy"] = "sandbox; default-src 'none'"
+    part = OutgoingPart(headers, len(content_), [content_])
+    if choice.offer.multipart:
+        return multipart(document.media_type, [part], etag, location)
+    return single_part(part, etag)
+
+
+def _octets(archive: Archive, row: InstanceRow, path: str) -> bytes:
+    _, value = archive.bulk_value(row.study_uid, row.series_uid, row.sop_uid, path.lstrip("/"))
+    file, size = archive.open_bulk_value(row, value)
+    with file:
+        return file.read(size)
+
+
+def _parsed(document: bytes) -> dict[str, Any]:
+    attributes: dict[str, Any] = orjson.loads(document)
+    return attributes
+
+
+def _warned(response: Response, warnings: Sequence[str]) -> Response:
+    for line in warnings:
+        response.headers.add("Warning", warning(line))
+    return response
