@@ -165,7 +165,7 @@ def _file(patients: Mapping[Any, _Record]) -> bytes:
 
 def _collect(level: Mapping[Any, _Record], records: list[tuple[_Record, _Record | None]]) -> None:
     row: Sequence[_Record] = list(level.values())
-    for record, after in zip(row, [*row[1:], None], strict=True):
+    for record, after in zip(row, [*row[1:], None], strict=False):
         records.append((record, after))
         _collect(record.children, records)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from itertools import chain
 from typing import BinaryIO, Final
 
 from flask import Response, request
 
-from ..archive import InstanceRow
+from ..archive import Archive, InstanceRow
 from ..dicom import metadata
-from ..dicom.frames import BulkValue
+from ..dicom.frames import BulkValue, Frames
 from ..dicom.pixel_data import TRANSFER_SYNTAXES
 from ..errors import NotFound
 from .multipart import OutgoingPart, parse_media_type, read_in_pieces
@@ -92,7 +92,7 @@ def _send_value(row: InstanceRow, value: BulkValue, location: str) -> Response:
     if value.path == PIXEL_DATA:
         _, frames = current_service().archive.frames(row.study_uid, row.series_uid, row.sop_uid)
         if frames is not None and not frames.separable:
-            return _send_stream(row, location)
+            return _send_stream(row, frames, location)
         if frames is not None and (frames.encapsulated or value.offset >= 0):
             numbers = range(1, frames.count + 1)
             offers: Sequence[Offer] = frame_offers(row.transfer_syntax, frames.encapsulated, alone=frames.count == 1)
@@ -146,7 +146,7 @@ def _send_octets(row: InstanceRow, value: BulkValue, location: str, choice: Choi
     return multipart(kind, [part], etag, location) if choice.offer.multipart else single_part(part, etag)
 
 
-def _send_stream(row: InstanceRow, location: str) -> Response:
+def _send_stream(row: InstanceRow, frames: Frames, location: str) -> Response:
     """Compressed pixel data whose frames cannot be told apart, e.g. a video, as they are."""
     syntax = TRANSFER_SYNTAXES.get(row.transfer_syntax)
     media_type = syntax.media_type if syntax else OCTET_STREAM
@@ -159,7 +159,7 @@ def _send_stream(row: InstanceRow, location: str) -> Response:
 
     def answer(choice: Choice) -> Response:
         etag = entity_tag(choice, row.file_key, PIXEL_DATA)
-        part = _stream_part(row, location)
+        part = _stream_part(current_service().archive, row, frames, location)
         return not_modified(etag) or (
             multipart(media_type, [part], etag, location) if choice.offer.multipart else single_part(part, etag)
         )
@@ -167,10 +167,7 @@ def _send_stream(row: InstanceRow, location: str) -> Response:
     return attain(offers, answer)
 
 
-def _stream_part(row: InstanceRow, location: str) -> OutgoingPart:
-    archive = current_service().archive
-    _, frames = archive.frames(row.study_uid, row.series_uid, row.sop_uid)
-    assert frames is not None
+def _stream_part(archive: Archive, row: InstanceRow, frames: Frames, location: str) -> OutgoingPart:
     syntax = TRANSFER_SYNTAXES.get(row.transfer_syntax)
     kind = f"{syntax.media_type if syntax else OCTET_STREAM}; transfer-syntax={row.transfer_syntax}"
     size = sum(length for _, length in frames.stream())
@@ -229,40 +226,49 @@ def send_all_values(rows: Sequence[InstanceRow], choice: Choice, location: str, 
     etag = entity_tag(choice, location, *(row.file_key for row in rows))
     if answer := not_modified(etag):
         return answer
-    parts = _all_parts(rows, choice, pixels=pixels)
-    if request.method == "HEAD":
-        parts = iter(())
-    else:  # the first one now: its failure is still an answer of its own
-        first = next(parts, None)
-        if first is None:
-            raise NotFound("There are no bulk data" if not pixels else "There are no pixel data")
-        parts = chain([first], parts)
+    values = _values(rows, pixels=pixels)
+    first_value = next(values, None)
+    if first_value is None:
+        raise NotFound("There are no pixel data" if pixels else "There are no bulk data")
+    parts: Iterator[OutgoingPart] = iter(())
+    if request.method != "HEAD":
+        parts = _all_parts(chain([first_value], values), choice)
+        parts = chain([next(parts)], parts)  # the first one now: its failure is still an answer of its own
     return multipart(choice.offer.media_type, parts, etag, location)
 
 
-def _all_parts(rows: Sequence[InstanceRow], choice: Choice, *, pixels: bool) -> Iterator[OutgoingPart]:
+def _values(rows: Sequence[InstanceRow], *, pixels: bool) -> Iterator[tuple[InstanceRow, BulkValue, str]]:
+    """Each value with its instance and URL."""
     archive = current_service().archive
     urls = [f"{instance_url(row)}/bulkdata" for row in rows]  # while the request is still there
+
+    def values() -> Iterator[tuple[InstanceRow, BulkValue, str]]:
+        for row, url in zip(rows, urls, strict=True):
+            for value in archive.bulk_values(row):
+                if not pixels or value.path in _PIXEL_DATA_PROVIDERS:
+                    yield row, value, url + value.path
+
+    return values()
+
+
+def _all_parts(values: Iterable[tuple[InstanceRow, BulkValue, str]], choice: Choice) -> Iterator[OutgoingPart]:
+    archive = current_service().archive
     media_type = choice.offer.media_type
-    for row, url in zip(rows, urls, strict=True):
-        for value in archive.bulk_values(row):
-            if pixels and value.path not in _PIXEL_DATA_PROVIDERS:
-                continue
-            location = url + value.path
-            frames = None
-            if value.path == PIXEL_DATA and (value.encapsulated or media_type != OCTET_STREAM):
-                _, frames = archive.frames(row.study_uid, row.series_uid, row.sop_uid)
-            if frames is not None and frames.separable:
-                target = target_syntax(row, frames, choice)
-                numbers = range(1, frames.count + 1)
-                locations = dict.fromkeys(numbers, location)
-                try:
-                    yield from frame_parts(archive, row, frames, locations, numbers, target)
-                except Unattainable:  # as stored, or uncompressed; the part says so
-                    yield from frame_parts(archive, row, frames, locations, numbers, None)
-            elif frames is not None and frames.encapsulated:
-                yield _stream_part(row, location)
-            else:
-                headers = {"Content-Type": OCTET_STREAM, "Content-Location": location}
-                file, size = archive.open_bulk_value(row, value)
-                yield OutgoingPart(headers, size, read_in_pieces(file, size))
+    for row, value, location in values:
+        frames = None
+        if value.path == PIXEL_DATA and (value.encapsulated or media_type != OCTET_STREAM):
+            _, frames = archive.frames(row.study_uid, row.series_uid, row.sop_uid)
+        if frames is not None and frames.separable:
+            target = target_syntax(row, frames, choice)
+            numbers = range(1, frames.count + 1)
+            locations = dict.fromkeys(numbers, location)
+            try:
+                yield from frame_parts(archive, row, frames, locations, numbers, target)
+            except Unattainable:  # as stored; the parts say so
+                yield from frame_parts(archive, row, frames, locations, numbers, None)
+        elif frames is not None and frames.encapsulated:
+            yield _stream_part(archive, row, frames, location)
+        else:
+            headers = {"Content-Type": OCTET_STREAM, "Content-Location": location}
+            file, size = archive.open_bulk_value(row, value)
+            yield OutgoingPart(headers, size, read_in_pieces(file, size))
