@@ -33,7 +33,8 @@ SCHEMA = """<?xml version="1.0"?>
   <xs:element name="DicomAttribute"><xs:complexType>
     <xs:choice minOccurs="0">
       <xs:element name="BulkData"><xs:complexType>
-        <xs:attribute name="uri" type="xs:anyURI"/><xs:attribute name="uuid" type="xs:string"/></xs:complexType></xs:element>
+        <xs:attribute name="uri" type="xs:anyURI"/><xs:attribute name="uuid" type="xs:string"/></xs:complexType>
+      </xs:element>
       <xs:element name="Value" maxOccurs="unbounded"><xs:complexType><xs:simpleContent><xs:extension base="xs:string">
         <xs:attribute name="number" type="Number" use="required"/></xs:extension></xs:simpleContent></xs:complexType>
       </xs:element>
@@ -55,8 +56,10 @@ SCHEMA = """<?xml version="1.0"?>
     <xs:attribute name="privateCreator" type="xs:string"/>
   </xs:complexType></xs:element>
   <xs:complexType name="Name"><xs:sequence>
-    <xs:element name="FamilyName" type="xs:string" minOccurs="0"/><xs:element name="GivenName" type="xs:string" minOccurs="0"/>
-    <xs:element name="MiddleName" type="xs:string" minOccurs="0"/><xs:element name="NamePrefix" type="xs:string" minOccurs="0"/>
+    <xs:element name="FamilyName" type="xs:string" minOccurs="0"/>
+    <xs:element name="GivenName" type="xs:string" minOccurs="0"/>
+    <xs:element name="MiddleName" type="xs:string" minOccurs="0"/>
+    <xs:element name="NamePrefix" type="xs:string" minOccurs="0"/>
     <xs:element name="NameSuffix" type="xs:string" minOccurs="0"/></xs:sequence></xs:complexType>
 </xs:schema>"""
 NATIVE_MODEL = etree.XMLSchema(etree.fromstring(SCHEMA.encode()))
