@@ -27,6 +27,7 @@ from .service import check_uids, current_service, service_url
 from .wado_frames import frame_numbers
 
 JPEG: Final = "image/jpeg"
+_PAGES: Final = ("text/html", "text/plain")
 _ANIMATED: Final = ("image/gif", "image/webp")
 _TRIED: Final = 5  # instances of a series that are looked at for a thumbnail
 
@@ -46,6 +47,15 @@ _RENDERED: dict[str, Any] = {
         **faults(400, 404, 406, 410),
     },
 }
+_RENDERED_PARTS = _RENDERED | {
+    "responses": {
+        "200": {
+            "description": "A part for each picture or page",
+            "content": content(*(f'multipart/related; type="{kind}"' for kind in (*IMAGE_TYPES, *_PAGES))),
+        },
+        **faults(400, 404, 406, 410),
+    },
+}
 _THUMBNAIL: dict[str, Any] = {
     "parameters": [query("viewport", "`vw,vh`: the box; 128,128 if none is given"), _PARAMETERS[-1]],
     "responses": {
@@ -59,13 +69,13 @@ _THUMBNAIL: dict[str, Any] = {
 
 
 @blueprint.route("/studies/<study>/rendered")
-@blueprint.doc(summary="Retrieve Rendered Study", **_RENDERED)
+@blueprint.doc(summary="Retrieve Rendered Study", **_RENDERED_PARTS)
 def retrieve_rendered_study(study: str) -> Response:
     return _rendered_instances(study)
 
 
 @blueprint.route("/studies/<study>/series/<series>/rendered")
-@blueprint.doc(summary="Retrieve Rendered Series", **_RENDERED)
+@blueprint.doc(summary="Retrieve Rendered Series", **_RENDERED_PARTS)
 def retrieve_rendered_series(study: str, series: str) -> Response:
     return _rendered_instances(study, series)
 
@@ -117,7 +127,7 @@ def _rendered_instances(study: str, series: str | None = None) -> Response:
     archive = current_service().archive
     rows = archive.instances(study, series)
     rendering, warnings = parse_rendering(_pairs())
-    choice = negotiated([Offer(kind, multipart=True) for kind in (*IMAGE_TYPES, "text/html", "text/plain")])
+    choice = negotiated([Offer(kind, multipart=True) for kind in (*IMAGE_TYPES, *_PAGES)])
     etag = entity_tag(choice, *(row.file_key for row in rows), rendering)
     if answer := not_modified(etag):
         return answer
@@ -191,7 +201,7 @@ def _pieces(
     frame: int | None = None,
 ) -> Iterator[bytes]:
     """The renderings of an instance; with `alone`, the one that stands for all."""
-    if kind in ("text/html", "text/plain"):
+    if kind in _PAGES:
         bulk = partial(_octets, archive, row)
         yield (
             reports.report_html(attributes, bulk=bulk)
