@@ -85,8 +85,11 @@ def numbers(data_sets: list[dict[str, dict[str, list[int]]]]) -> list[int]:
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
 def test_every_way_of_sending_gives_the_same_json(make_app, cache_bytes: int) -> None:  # type: ignore[no-untyped-def]
     client = make_app(cache_bytes=cache_bytes).test_client()
-    uid = make_dataset().StudyInstanceUID
-    urls = store(client, *(make_file(StudyInstanceUID=uid, SeriesNumber=n // 2, InstanceNumber=n) for n in (1, 2, 3)))
+    first = make_dataset(SeriesNumber=1, InstanceNumber=1)
+    uids = {name: first[name].value for name in ("StudyInstanceUID", "SeriesInstanceUID")}
+    second = make_file(**uids, SeriesNumber=1, InstanceNumber=2)
+    other = make_file(StudyInstanceUID=first.StudyInstanceUID, SeriesNumber=2)
+    urls = store(client, make_file(first), second, other)
     single = [client.get(f"{url}/metadata").json[0] for url in urls]
     url = urls[0].partition("/series/")[0] + "/metadata"
     for _ in range(2):  # made, then from the cache
