@@ -51,6 +51,13 @@ _VALUES = {
     "200": {"description": "All values, each a part (compressed pixel data: each frame)", "content": _PARTS},
     **faults(400, 404, 406, 410),
 }
+_ALL_PIXELS = {
+    **_VALUES,
+    "200": {
+        "description": "The pixel data of all instances, each a part (compressed or encoded: each frame)",
+        "content": _PARTS | content(*(f'multipart/related; type="{media}"' for media in ENCODED_AS)),
+    },
+}
 _ABOUT_VALUES = "Content-Location of a part is the BulkDataURI of the metadata."
 
 
@@ -210,13 +217,13 @@ def retrieve_instance_bulk_data(study: str, series: str, instance: str) -> Respo
 
 
 @blueprint.route("/studies/<study>/pixeldata")
-@blueprint.doc(summary="Retrieve Study Pixel Data", description=_ABOUT_VALUES, responses=_VALUES)
+@blueprint.doc(summary="Retrieve Study Pixel Data", description=_ABOUT_VALUES, responses=_ALL_PIXELS)
 def retrieve_study_pixel_data(study: str) -> Response:
     return _retrieve_all("pixeldata", study)
 
 
 @blueprint.route("/studies/<study>/series/<series>/pixeldata")
-@blueprint.doc(summary="Retrieve Series Pixel Data", description=_ABOUT_VALUES, responses=_VALUES)
+@blueprint.doc(summary="Retrieve Series Pixel Data", description=_ABOUT_VALUES, responses=_ALL_PIXELS)
 def retrieve_series_pixel_data(study: str, series: str) -> Response:
     return _retrieve_all("pixeldata", study, series)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import email
 from io import BytesIO
+from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
@@ -13,6 +15,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 from werkzeug.test import TestResponse
 
+from dicomcloud.archive import Archive
+from dicomcloud.errors import Gone
 from tests.data import data_set_bytes, make_dataset, make_file
 
 DICOM = 'multipart/related; type="application/dicom"'
@@ -384,3 +388,153 @@ def test_bulk_data_that_does_not_exist(client: FlaskClient) -> None:
     (url,) = store(client, make_file())
     for path in ("00100010", "nonsense", "7FE00010/1", "00880200/1/7FE00010", "../7FE00010"):
         assert client.get(f"{url}/bulkdata/{path}").status_code == 404
+
+
+# Pixel work
+
+
+def is_idle(archive: Archive) -> bool:
+    """Whether no codec process has been started."""
+    return not archive._codecs._processes
+
+
+def test_transcoded_frames_come_in_the_order_asked_for(client: FlaskClient) -> None:
+    pixels = np.arange(6 * 64 * 64, dtype="<u2").reshape(6, 64, 64) % 4096
+    dataset = make_dataset(Rows=64, Columns=64, NumberOfFrames=6, PixelData=pixels.tobytes())
+    (url,) = store(client, encoded(dataset, RLELossless))
+    order = [5, 1, 1, 6, 2, 4, 3]
+    resource = f"{url}/frames/{','.join(map(str, order))}"
+    for _ in range(2):  # made, then from the cache
+        answer = client.get(resource, headers={"Accept": OCTETS})
+        assert [bytes_ for _, bytes_ in split(answer)] == [pixels[number - 1].tobytes() for number in order]
+    lossless = split(client.get(resource, headers={"Accept": 'multipart/related; type="image/jls"'}))
+    assert [headers["Content-Location"].rpartition("/")[2] for headers, _ in lossless] == list(map(str, order))
+    decoded = [imagecodecs.jpegls_decode(data) for _, data in lossless]
+    assert all(np.array_equal(frame, pixels[number - 1]) for frame, number in zip(decoded, order, strict=True))
+
+
+def split(answer: TestResponse) -> list[tuple[dict[str, str], bytes]]:
+    """Headers and content of each part, cut by its Content-Length."""
+    found, rest = [], answer.data
+    while b"\r\n\r\n" in rest:
+        head, _, rest = rest.partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().strip().split("\r\n")[1:])
+        found.append((headers, rest[: int(headers["Content-Length"])]))
+        rest = rest[int(headers["Content-Length"]) :]
+    return found
+
+
+def test_what_was_decoded_once_is_not_decoded_again(client: FlaskClient, archive: Archive) -> None:
+    (url,) = store(client, encoded(make_large(), JPEG2000Lossless))
+    asked = [
+        (f"{url}/frames/1", "application/octet-stream"),
+        (f"{url}/frames/1", "image/jls"),
+        (url, "application/dicom"),
+        (url, "application/dicom; transfer-syntax=1.2.840.10008.1.2.5"),
+    ]
+    first = [client.get(resource, headers={"Accept": accept}).data for resource, accept in asked]
+    assert not is_idle(archive)
+    archive._codecs.close()
+    assert [client.get(resource, headers={"Accept": accept}).data for resource, accept in asked] == first
+    assert is_idle(archive)
+
+
+def test_without_a_cache_the_answers_are_the_same_and_leave_nothing_behind(make_app, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    client = make_app(cache_bytes="0").test_client()
+    dataset = make_large()
+    pixels = dataset.PixelData
+    (url,) = store(client, encoded(dataset, JPEG2000Lossless))
+    for _ in range(2):
+        assert client.get(f"{url}/frames/1", headers={"Accept": "application/octet-stream"}).data == pixels
+        assert pixels in client.get(url, headers={"Accept": "application/dicom"}).data
+    assert [path for path in (tmp_path / "data" / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_head_does_no_pixel_work(client: FlaskClient, archive: Archive) -> None:
+    (url,) = store(client, encoded(make_large(), JPEG2000Lossless))
+    series = url.partition("/instances/")[0]
+    resources = (url, series, f"{url}/frames/1", f"{series}/pixeldata", f"{url}/pixeldata", f"{url}/bulkdata/7FE00010")
+    for resource in (*resources, f"{series}?accept=application/zip", f"{url}/metadata", f"{series}/metadata"):
+        answer = client.head(resource)
+        assert (answer.status_code, answer.data) == (200, b"")
+        assert "ETag" in answer.headers
+        assert answer.headers["Cache-Control"] == "private, no-cache"
+    assert (
+        client.head(url, headers={"Accept": "application/dicom; transfer-syntax=1.2.840.10008.1.2.4.80"}).status_code
+        == 200
+    )
+    assert is_idle(archive)
+
+
+def test_stored_and_native_pixels_need_no_codec_process(client: FlaskClient, archive: Archive) -> None:
+    native, compressed = store(client, make_file(), encoded(make_large(), JPEG2000Lossless))
+    client.get(f"{native}/frames/1")
+    client.get(native)
+    client.get(f"{compressed}/frames/1", headers={"Accept": f"{OCTETS}; transfer-syntax=*"})
+    client.get(compressed, headers={"Accept": f"{DICOM}; transfer-syntax=*"})
+    assert is_idle(archive)
+
+
+def test_frames_of_single_bits_each_begin_with_a_byte(client: FlaskClient) -> None:
+    bits = np.random.default_rng(1).integers(0, 2, (3, 5, 5), dtype="u1")  # PS3.5 8.1.1: packed across the frames
+    packed = np.packbits(bits.ravel(), bitorder="little").tobytes()
+    dataset = make_dataset(Rows=5, Columns=5, NumberOfFrames=3, BitsAllocated=1, BitsStored=1, HighBit=0)
+    dataset.PixelData = packed
+    dataset["PixelData"].VR = "OB"
+    (url,) = store(client, make_file(dataset))
+    frames = [np.packbits(frame.ravel(), bitorder="little").tobytes() for frame in bits]
+    assert [data for _, data in split(client.get(f"{url}/frames/3,1,2"))] == [frames[2], frames[0], frames[1]]
+    assert client.get(f"{url}/bulkdata/7FE00010", headers={"Accept": "application/octet-stream"}).data[:10] == packed
+
+
+def test_a_file_that_was_deleted_since_the_index_was_asked_is_gone(client: FlaskClient, archive: Archive) -> None:
+    (url,) = store(client, encoded(make_large(), JPEG2000Lossless))
+    uids = url.split("/")[3::2]
+    (row,), (_, frames) = archive.instances(*uids), archive.frames(*uids)
+    client.delete(url)
+    assert frames is not None
+    for read in (
+        lambda: archive.open_file(row),
+        lambda: archive.read_frame(row, frames, 1),
+        lambda: archive.frame_as(row, frames, 1, ExplicitVRLittleEndian),
+        lambda: archive.open_as(row, RLELossless),
+    ):
+        with pytest.raises(Gone):
+            read()
+
+
+def test_nginx_is_told_which_file_to_send(make_app, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    client = make_app(accel_redirect="/stored").test_client()
+    file = make_file()
+    (url,) = store(client, file)
+    answer = client.get(url, headers={"Accept": "application/dicom"})
+    place = answer.headers["X-Accel-Redirect"]
+    assert place.startswith("/stored/")
+    assert (tmp_path / "data" / "storage" / place.removeprefix("/stored/")).read_bytes() == file
+    assert (answer.data, answer.headers["Content-Type"]) == (
+        b"",
+        "application/dicom; transfer-syntax=1.2.840.10008.1.2.1",
+    )
+    etag = answer.headers["ETag"]
+    assert client.get(url, headers={"Accept": "application/dicom", "If-None-Match": etag}).status_code == 304
+    for resource, accept in (
+        (url, DICOM),
+        (f"{url}/frames/1", "*/*"),
+        (url, "application/dicom; transfer-syntax=1.2.840.10008.1.2.5"),
+    ):
+        assert "X-Accel-Redirect" not in client.get(resource, headers={"Accept": accept}).headers
+
+
+@pytest.mark.parametrize(
+    ("syntax", "status"), [(RLELossless, 200), ("*", 200), ("1.2.840.10008.1.2.4.50", 406), ("1.2", 406)]
+)
+def test_wado_uri_has_the_transfer_syntaxes_too(client: FlaskClient, syntax: str, status: int) -> None:
+    (url,) = store(client, make_file(make_large()))
+    study, series, instance = url.split("/")[3::2]
+    uri = (
+        f"/wado?requestType=WADO&studyUID={study}&seriesUID={series}&objectUID={instance}&contentType=application/dicom"
+    )
+    answer = client.get(f"{uri}&transferSyntax={syntax}")
+    assert answer.status_code == status
+    if syntax == RLELossless:
+        assert answer.headers["Content-Type"] == f"application/dicom; transfer-syntax={RLELossless}"
