@@ -389,13 +389,15 @@ def test_a_gzip_body_may_be_a_multipart_body():
 
 
 def test_a_gzip_body_cannot_inflate_beyond_the_limit():
-    stream = InflatedStream(io.BytesIO(gzip.compress(bytes(10_000_000, mtime=0))), 1_000_000)
+    stream = InflatedStream(io.BytesIO(gzip.compress(bytes(10_000_000))), 1_000_000)
     with pytest.raises(PayloadTooLarge, match="1000000"):
         read_all(stream, 100_000)
-    assert read_all(InflatedStream(io.BytesIO(gzip.compress(bytes(1000, mtime=0))), 1000)) == bytes(1000)
+    assert read_all(InflatedStream(io.BytesIO(gzip.compress(bytes(1000))), 1000)) == bytes(1000)
 
 
-@pytest.mark.parametrize(("body", "fault"), [(b"DICM" * 10, "not gzip"), (gzip.compress(b"x" * 999, mtime=0)[:-9], "cut off")])
+@pytest.mark.parametrize(
+    ("body", "fault"), [(b"DICM" * 10, "not gzip"), (gzip.compress(b"x" * 999, mtime=0)[:-9], "cut off")]
+)
 def test_a_gzip_body_that_is_broken_is_a_bad_request(body, fault):
     with pytest.raises(BadRequest, match=fault):
         read_all(InflatedStream(io.BytesIO(body), 1 << 20))
