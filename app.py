@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import logging
+from functools import cache, partial
 
 from flask import Flask
 
 from dicomcloud import archive, cli, settings, web
 from dicomcloud.archive import Archive
+from dicomcloud.deidentify import open_deidentifier
+from dicomcloud.dicom.deidentification import Deidentifier
+from dicomcloud.quarantine import Quarantine
 from dicomcloud.settings import Settings
 from dicomcloud.web.service import Service
 
 
 def open_archive(configuration: Settings) -> Archive:
     """The archive of these settings. The database may still need `migrate`."""
+
+    @cache
+    def deidentifier(*options: str) -> Deidentifier:  # made, with its key, when it is first needed
+        return open_deidentifier(configuration, options or None)
+
+    quarantine = Quarantine(configuration.quarantine_path, configuration.quarantine_bytes)
     return archive.open_archive(
         configuration.resolved_database_url,
         configuration.resolved_storage_url,
@@ -23,6 +33,10 @@ def open_archive(configuration: Settings) -> Archive:
         duplicates=configuration.duplicates,
         max_inflated_bytes=configuration.max_inflated_bytes,
         min_free_bytes=configuration.min_free_bytes,
+        quarantine=quarantine if configuration.quarantine else None,
+        deidentify_on_store=deidentifier if configuration.anonymizer_enabled else None,
+        # PS3.18 9.5.1.1.5: the Basic Profile with the Clean Pixel Data Option
+        deidentify_on_retrieve=partial(deidentifier, "BasicProfile", "CleanPixelData"),
     )
 
 
@@ -48,6 +62,8 @@ def create_app(configuration: Settings | None = None) -> Flask:
             empty_search_status=configuration.empty_search_status,
             max_request_bytes=configuration.max_request_bytes,
             max_parts=configuration.max_parts,
+            max_metadata_bytes=configuration.max_metadata_bytes,
+            stow_query_attributes=configuration.stow_query_attributes,
             cors_origins=configuration.cors_origins,
             strict_accept=configuration.strict_accept,
             accel_redirect=configuration.accel_redirect,

@@ -11,9 +11,10 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import partial
 from io import BytesIO
 from itertools import chain
 from mmap import ACCESS_READ, mmap
@@ -23,10 +24,12 @@ from typing import Any, BinaryIO, Generic, Literal, NamedTuple, NoReturn, TypeVa
 
 import orjson
 
+from .dicom import coercion, metadata
 from .dicom import header as dicom_header
-from .dicom import metadata
+from .dicom.attributes import keyword_of
 from .dicom.codecs import ImagePixel, encoded
 from .dicom.damaged import read_damaged_value
+from .dicom.deidentification import CannotDeidentify, Deidentifier
 from .dicom.pixel_data import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     TRANSFER_SYNTAXES,
@@ -42,6 +45,7 @@ from .dicom.workers import CodecPool
 from .errors import FailureReason, Gone, InvalidInstance, NotFound, Unavailable, WarningReason
 from .index.database import Database, migrate, open_database, pending
 from .index.repository import Index, InstanceRow, NewInstance, Outcome
+from .quarantine import Quarantine
 from .storage import FileMissing, Incoming, Storage, StoredFile, open_storage
 from .storage.cache import DiskCache
 
@@ -67,6 +71,7 @@ _PIECE = 1 << 20  # bytes copied at a time
 _IN_MEMORY = 4 << 20  # bytes of a converted instance that need no temporary file on disk
 _BATCH = 200  # files indexed in one transaction by reindex and repair
 _ABANDONED = 24 * 3600.0  # seconds after which a spooled file belongs to a request that died
+_SYSTEM = "DICOMcloud"  # Modifying System (0400,0563)
 _NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -82,6 +87,7 @@ class StoreItem:
     warning: WarningReason | None = None
     message: str = ""
     outcome: Outcome | None = None  # None where it failed before the index was asked
+    original_attributes: Mapping[str, Any] | None = None  # the item of (0400,0561) that records what was coerced
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +131,18 @@ class Archive:
         duplicates: DuplicatePolicy = "reject",
         max_inflated_bytes: int = 1 << 30,
         min_free_bytes: int = 0,
+        quarantine: Quarantine | None = None,
+        deidentify_on_store: Callable[[], Deidentifier] | None = None,
+        deidentify_on_retrieve: Callable[[], Deidentifier] | None = None,
     ) -> None:
         self.index = Index(database)
         self.cache = cache or DiskCache(Path(gettempdir()) / "dicomcloud", 0)
         self._codecs = CodecPool(codec_workers)
         self.duplicates = duplicates
         self.max_inflated_bytes = max_inflated_bytes
+        self.quarantine = quarantine
+        self.deidentify_on_store = deidentify_on_store
+        self._deidentify_on_retrieve = deidentify_on_retrieve
         self._min_free_bytes = min_free_bytes
         self._database = database
         self._storage = storage
@@ -147,14 +159,21 @@ class Archive:
 
     # Store
 
-    def begin_store(self, study_uid: str | None = None) -> StoreBatch:
+    def begin_store(
+        self,
+        study_uid: str | None = None,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        quarantine: bool = True,
+    ) -> StoreBatch:
         """A unit of work that stores instances; with `study_uid`, those of any other study fail (PS3.18 10.5.1.1).
 
-        Raises Unavailable when the disk is about to be full.
+        `changes` are attributes that every instance gets (`coercion.read_change`). `quarantine` is False where what
+        cannot be stored is not lost: its sender keeps the file. Raises Unavailable when the disk is about to be full.
         """
         if self._min_free_bytes and self._storage.free_bytes() < self._min_free_bytes:
             raise Unavailable("The storage is full; nothing can be stored at the moment", retry_after=600)
-        return StoreBatch(self, self._storage, study_uid)
+        return StoreBatch(self, self._storage, study_uid, changes or {}, self.quarantine if quarantine else None)
 
     # Retrieve
 
@@ -260,6 +279,25 @@ class Archive:
                 future.add_done_callback(lambda _: path.unlink(missing_ok=True))
 
         return _Pending(finish, drop=drop)
+
+    def open_deidentified(self, row: InstanceRow, transfer_syntax: str) -> BinaryIO:
+        """A de-identified copy of the instance (PS3.15 Annex E) in this transfer syntax, as a file.
+
+        Raises CannotDeidentify, CannotTranscode, NotFound, Gone.
+        """
+        if self._deidentify_on_retrieve is None:
+            raise CannotDeidentify("This server is not set up to de-identify.")
+        with SpooledTemporaryFile(_IN_MEMORY) as copy, self.open_file(row) as source:
+            self._deidentify_on_retrieve().deidentify(source, cast(BinaryIO, copy))
+            copy.seek(0)
+            target = cast(BinaryIO, SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115 (the caller closes it)
+            try:
+                transcode(cast(BinaryIO, copy), target, transfer_syntax, max_inflated=self.max_inflated_bytes)
+            except BaseException:
+                target.close()
+                raise
+        target.seek(0)
+        return target
 
     def _open_converted(self, row: InstanceRow, transfer_syntax: str) -> BinaryIO:
         """The instance in another transfer syntax, converted here and now into a temporary file."""
@@ -551,17 +589,76 @@ class Archive:
             return hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True, slots=True)
+class _Spooled:
+    """An instance that came in complete and was understood."""
+
+    incoming: Incoming
+    new: NewInstance
+    warnings: tuple[tuple[WarningReason, str], ...] = ()
+    original_attributes: Mapping[str, Any] | None = None
+
+
+class Spool:
+    """Bytes of a request that are not an instance yet, on the storage volume and not in memory."""
+
+    def __init__(self, incoming: Incoming) -> None:
+        self._incoming = incoming
+
+    @property
+    def size(self) -> int:
+        return self._incoming.size
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Raises Unavailable when there is no space left."""
+        try:
+            self._incoming.write(chunk)
+        except OSError as error:
+            raise _no_space(error) from None
+
+    @contextmanager
+    def buffer(self) -> Iterator[memoryview]:
+        """All that was written, mapped."""
+        with _mapped(self._incoming) as buffer:
+            yield memoryview(buffer)
+
+    def discard(self) -> None:
+        self._incoming.discard()
+
+
+@contextmanager
+def _mapped(incoming: Incoming) -> Iterator[bytes | mmap]:
+    """Its buffer, for those who make views of it: one that a traceback still holds keeps the map open until it goes."""
+    manager = incoming.buffer()
+    buffer = manager.__enter__()
+    try:
+        yield buffer
+    finally:
+        with suppress(BufferError):
+            manager.__exit__(None, None, None)
+
+
 class StoreBatch:
     """Instances of one request: spooled and scanned one by one, stored together by `commit`.
 
     A context manager; leaving it without a commit removes everything that was spooled.
     """
 
-    def __init__(self, archive: Archive, storage: Storage, study_uid: str | None) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        storage: Storage,
+        study_uid: str | None,
+        changes: Mapping[str, Any],
+        quarantine: Quarantine | None,
+    ) -> None:
         self._archive = archive
         self._storage = storage
         self._study_uid = study_uid
-        self._items: list[StoreItem | tuple[Incoming, NewInstance]] = []
+        self._changes = changes
+        self._quarantine = quarantine
+        self._items: list[StoreItem | _Spooled] = []
+        self._spools: list[Spool] = []
 
     def __enter__(self) -> StoreBatch:
         return self
@@ -569,14 +666,27 @@ class StoreBatch:
     def __exit__(self, *_: object) -> None:
         for item in self._items:
             if not isinstance(item, StoreItem):
-                item[0].discard()
-        self._items = []
+                item.incoming.discard()
+        for spool in self._spools:
+            spool.discard()
+        self._items, self._spools = [], []
 
-    def add(self, chunks: Iterable[bytes | memoryview]) -> None:
-        """Spool one instance and scan it. A fault of the instance is kept as its item of the report."""
+    def spool(self) -> Spool:
+        """Room for what is not an instance yet; it goes with the batch. Raises Unavailable."""
+        try:
+            self._spools.append(Spool(self._storage.receive()))
+        except OSError as error:
+            raise _no_space(error) from None
+        return self._spools[-1]
+
+    def add(self, chunks: Iterable[bytes | memoryview], warnings: Sequence[tuple[WarningReason, str]] = ()) -> None:
+        """Spool one instance and scan it. A fault of the instance is kept as its item of the report.
+
+        `warnings` are what is to be said of it if it is stored.
+        """
         for item in self._items[-1:]:
             if not isinstance(item, StoreItem):
-                item[0].sync_soon()  # while this one comes in
+                item.incoming.sync_soon()  # while this one comes in
         iterator = iter(chunks)
         try:
             incoming = self._storage.receive()
@@ -585,8 +695,9 @@ class StoreBatch:
             _drain(iterator)
             return
         try:
-            self._items.append(self._receive(incoming, iterator))
+            self._items.append(self._receive(incoming, iterator, tuple(warnings)))
         except InvalidInstance as error:
+            self._keep_aside(incoming, error)
             incoming.discard()
             self._items.append(_failed(error))
         except OSError as error:
@@ -599,7 +710,37 @@ class StoreBatch:
             incoming.discard()
             raise
 
-    def _receive(self, incoming: Incoming, chunks: Iterator[bytes | memoryview]) -> tuple[Incoming, NewInstance]:
+    def reject(self, error: InvalidInstance, chunks: Iterable[bytes | memoryview], suffix: str) -> None:
+        """An instance that failed before it was one: an item of the report, and `chunks` for the quarantine."""
+        self._items.append(_failed(error))
+        if self._quarantine is not None:
+            self._quarantine.keep(
+                chunks,
+                error.reason,
+                error.message,
+                sop_class_uid=error.sop_class_uid,
+                sop_instance_uid=error.sop_instance_uid,
+                suffix=suffix,
+            )
+
+    def _keep_aside(self, incoming: Incoming, error: InvalidInstance) -> None:
+        if self._quarantine is None or not incoming.size:
+            return
+        with incoming.buffer() as buffer:
+            self._quarantine.keep(
+                (buffer[at : at + _PIECE] for at in range(0, len(buffer), _PIECE)),
+                error.reason,
+                error.message,
+                sop_class_uid=error.sop_class_uid,
+                sop_instance_uid=error.sop_instance_uid,
+            )
+
+    def _receive(
+        self,
+        incoming: Incoming,
+        chunks: Iterator[bytes | memoryview],
+        warnings: tuple[tuple[WarningReason, str], ...],
+    ) -> _Spooled:
         digest = hashlib.sha256()
         for chunk in chunks:
             incoming.write(chunk)
@@ -609,7 +750,85 @@ class StoreBatch:
             self._check_study(header)
             if header.prefix:
                 incoming, digest, header = self._completed(incoming, buffer, header)
-        return incoming, _new_instance(header, digest.digest(), incoming.size, "")
+        if self._archive.deidentify_on_store is not None:
+            incoming, digest, header = self._deidentified(incoming, header)
+        original: Mapping[str, Any] | None = None
+        if self._changes:
+            incoming, digest, header, changed = self._coerced(incoming, digest, header)
+            if changed is not None:
+                original = changed.original
+                warnings = ((WarningReason.COERCED, f"Coerced: {', '.join(changed.names)}"), *warnings)
+        return _Spooled(incoming, _new_instance(header, digest.digest(), incoming.size, ""), warnings, original)
+
+    def _deidentified(
+        self, incoming: Incoming, header: dicom_header.Header
+    ) -> tuple[Incoming, hashlib._Hash, dicom_header.Header]:
+        """The instance de-identified (PS3.15 Annex E); what came is not kept. Raises InvalidInstance."""
+        assert self._archive.deidentify_on_store is not None
+        with SpooledTemporaryFile(_IN_MEMORY) as source, SpooledTemporaryFile(_IN_MEMORY) as copy:
+            with incoming.buffer() as buffer:
+                for at in range(0, len(buffer), _PIECE):
+                    source.write(buffer[at : at + _PIECE])
+            source.seek(0)
+            try:
+                self._archive.deidentify_on_store().deidentify(cast(BinaryIO, source), cast(BinaryIO, copy))
+            except CannotDeidentify as error:
+                raise InvalidInstance(
+                    FailureReason.PROCESSING_FAILURE,
+                    f"Not stored, since it cannot be de-identified: {error}",
+                    sop_class_uid=metadata.text(header.attributes, "SOPClassUID") or None,
+                ) from None
+            copy.seek(0)
+            target, digest = self._copied(iter(partial(copy.read, _PIECE), b""))
+        incoming.discard()
+        try:
+            with target.buffer() as buffer:
+                return target, digest, dicom_header.scan(buffer, max_inflated=self._archive.max_inflated_bytes)
+        except BaseException:
+            target.discard()
+            raise
+
+    def _coerced(
+        self, incoming: Incoming, digest: hashlib._Hash, header: dicom_header.Header
+    ) -> tuple[Incoming, hashlib._Hash, dicom_header.Header, coercion.Coerced | None]:
+        """The instance with the attributes that the request sets, and the record of what they were."""
+        with _mapped(incoming) as buffer:
+            changed = coercion.coerce(buffer, header, self._changes, moment=self._moment(header), system=_SYSTEM)
+            if changed is None:
+                return incoming, digest, header, None
+            target, digest = self._copied(changed.chunks())
+            for piece in changed.pieces:
+                if isinstance(piece, memoryview):
+                    piece.release()
+        incoming.discard()
+        try:
+            with target.buffer() as buffer:
+                header = dicom_header.scan(buffer, max_inflated=self._archive.max_inflated_bytes)
+        except BaseException:
+            target.discard()
+            raise
+        return target, digest, header, changed
+
+    def _moment(self, header: dicom_header.Header) -> str:
+        """The time of a change: now, or that of the same change in the stored instance, should it come again."""
+        uids = [metadata.text(header.attributes, key) for key in ("0020000D", "0020000E", "00080018")]
+        with suppress(StopIteration):
+            stored = next(self._archive.index.documents(*uids))
+            if moment := coercion.moment_of_last(orjson.loads(stored), _SYSTEM):
+                return moment
+        return datetime.now(UTC).strftime("%Y%m%d%H%M%S.%f+0000")
+
+    def _copied(self, chunks: Iterable[bytes | memoryview]) -> tuple[Incoming, hashlib._Hash]:
+        target = self._storage.receive()
+        digest = hashlib.sha256()
+        try:
+            for chunk in chunks:
+                target.write(chunk)
+                digest.update(chunk)
+        except BaseException:
+            target.discard()
+            raise
+        return target, digest
 
     def _check_study(self, header: dicom_header.Header) -> None:
         study = metadata.text(header.attributes, "StudyInstanceUID")
@@ -625,16 +844,8 @@ class StoreBatch:
         self, incoming: Incoming, buffer: bytes | mmap, header: dicom_header.Header
     ) -> tuple[Incoming, hashlib._Hash, dicom_header.Header]:
         """The same data set behind a preamble and File Meta Information (PS3.10 7.1), which the sender left out."""
-        complete = self._storage.receive()
-        digest = hashlib.sha256()
-        try:
-            data_set = (buffer[at : at + _PIECE] for at in range(header.dataset_offset, len(buffer), _PIECE))
-            for piece in chain([header.prefix], data_set):
-                complete.write(piece)
-                digest.update(piece)
-        except BaseException:
-            complete.discard()
-            raise
+        data_set = (buffer[at : at + _PIECE] for at in range(header.dataset_offset, len(buffer), _PIECE))
+        complete, digest = self._copied(chain([header.prefix], data_set))
         incoming.discard()
         return complete, digest, header.behind_prefix()
 
@@ -645,16 +856,16 @@ class StoreBatch:
         stored = iter(self._store(spooled))
         return StoreReport(tuple(item if isinstance(item, StoreItem) else next(stored) for item in items))
 
-    def _store(self, spooled: Sequence[tuple[Incoming, NewInstance]]) -> list[StoreItem]:
+    def _store(self, spooled: Sequence[_Spooled]) -> list[StoreItem]:
         if not spooled:
             return []
         try:
-            keys = self._storage.commit([incoming for incoming, _ in spooled])
+            keys = self._storage.commit([each.incoming for each in spooled])
         except OSError as error:
-            for incoming, _ in spooled:
-                incoming.discard()
-            return [_out_of_resources(error, _identity(new)) for _, new in spooled]
-        instances = [replace(new, file_key=key) for (_, new), key in zip(spooled, keys, strict=True)]
+            for each in spooled:
+                each.incoming.discard()
+            return [_out_of_resources(error, _identity(each.new)) for each in spooled]
+        instances = [replace(each.new, file_key=key) for each, key in zip(spooled, keys, strict=True)]
         try:
             outcomes = self._archive.index.add(instances, self._archive.duplicates)
         except BaseException:
@@ -663,9 +874,22 @@ class StoreBatch:
         for key, outcome in zip(keys, outcomes, strict=True):
             # `recover` of another process may have given this very file its row: then it stays.
             if outcome not in (Outcome.ADDED, Outcome.REPLACED) and not self._archive.index.has_file(key):
+                if outcome is Outcome.REJECTED and self._quarantine is not None:
+                    self._keep_rejected(key, instances[keys.index(key)])
                 self._storage.delete(key)
         self._storage.confirm(keys)
-        return [_stored(new, outcome) for new, outcome in zip(instances, outcomes, strict=True)]
+        return [_stored(each, outcome) for each, outcome in zip(spooled, outcomes, strict=True)]
+
+    def _keep_rejected(self, key: str, new: NewInstance) -> None:
+        assert self._quarantine is not None
+        with self._storage.open(key) as file:
+            self._quarantine.keep(
+                iter(lambda: file.read(_PIECE), b""),
+                FailureReason.DUPLICATE_SOP_INSTANCE,
+                _DUPLICATE,
+                sop_class_uid=metadata.text(new.attributes, "SOPClassUID") or None,
+                sop_instance_uid=metadata.text(new.attributes, "SOPInstanceUID") or None,
+            )
 
     def _take_back(self, keys: Sequence[str]) -> None:
         """Remove files whose rows could not be written. Where the index cannot tell, they are left to `recover`."""
@@ -686,6 +910,9 @@ def open_archive(
     duplicates: DuplicatePolicy = "reject",
     max_inflated_bytes: int = 1 << 30,
     min_free_bytes: int = 0,
+    quarantine: Quarantine | None = None,
+    deidentify_on_store: Callable[[], Deidentifier] | None = None,
+    deidentify_on_retrieve: Callable[[], Deidentifier] | None = None,
 ) -> Archive:
     """The archive over the database and the storage that the URLs name. Raises ValueError for an unknown URL.
 
@@ -700,6 +927,9 @@ def open_archive(
         duplicates=duplicates,
         max_inflated_bytes=max_inflated_bytes,
         min_free_bytes=min_free_bytes,
+        quarantine=quarantine,
+        deidentify_on_store=deidentify_on_store,
+        deidentify_on_retrieve=deidentify_on_retrieve,
     )
 
 
@@ -807,23 +1037,39 @@ def _identity(new: NewInstance) -> StoreItem:
     )
 
 
-def _stored(new: NewInstance, outcome: Outcome) -> StoreItem:
-    item = replace(_identity(new), outcome=outcome)
+_DUPLICATE = "Another instance with other content is stored under this SOP Instance UID"
+# Attributes without which pixel data cannot be shown (Type 1 of PS3.3 Table C.7-11b).
+_IMAGE_PIXEL = ("00280002", "00280004", "00280010", "00280011", "00280100")
+
+
+def _stored(each: _Spooled, outcome: Outcome) -> StoreItem:
+    item = replace(_identity(each.new), outcome=outcome)
     if outcome is Outcome.REJECTED:
-        return replace(
-            item,
-            failure=FailureReason.DUPLICATE_SOP_INSTANCE,
-            message="Another instance with other content is stored under this SOP Instance UID",
-        )
+        return replace(item, failure=FailureReason.DUPLICATE_SOP_INSTANCE, message=_DUPLICATE)
     if outcome is Outcome.KEPT:
         return replace(
             item, message="An instance with other content is stored under this SOP Instance UID; it was kept"
         )
-    if not item.sop_class_uid:
-        return replace(
-            item, warning=WarningReason.DATA_SET_DOES_NOT_MATCH, message="Stored, although it has no SOP Class UID"
-        )
-    return item
+    warnings = [*each.warnings, *_mismatches(each.new.attributes)]
+    if not warnings:
+        return item
+    return replace(
+        item,
+        warning=min(reason for reason, _ in warnings),  # the gravest for the data: coerced, discarded, mismatch
+        message="; ".join(message for _, message in warnings),
+        original_attributes=each.original_attributes,
+    )
+
+
+def _mismatches(attributes: Mapping[str, Any]) -> Iterator[tuple[WarningReason, str]]:
+    """What the SOP class demands and the data set lacks, as far as nobody can read it without."""
+    if not metadata.text(attributes, "SOPClassUID"):
+        yield WarningReason.DATA_SET_DOES_NOT_MATCH, "Stored, although it has no SOP Class UID"
+    if "BulkDataURI" in attributes.get("7FE00010", ()):
+        missing = [key for key in _IMAGE_PIXEL if not attributes.get(key, {}).get("Value")]
+        if missing:
+            names = ", ".join(f"{keyword_of(int(key, 16))} ({key[:4]},{key[4:]})" for key in missing)
+            yield WarningReason.DATA_SET_DOES_NOT_MATCH, f"Stored, although it has pixel data without {names}"
 
 
 def _failed(error: InvalidInstance) -> StoreItem:
@@ -840,6 +1086,11 @@ def _out_of_resources(error: OSError, item: StoreItem | None = None) -> StoreIte
     return replace(
         item or StoreItem(), failure=FailureReason.OUT_OF_RESOURCES, message="The storage cannot take it at the moment"
     )
+
+
+def _no_space(error: OSError) -> Unavailable:
+    log.error("a request could not be spooled: %s", error)
+    return Unavailable("The storage cannot take it at the moment")
 
 
 def _drain(chunks: Iterator[bytes | memoryview]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: serve, import, migrate, verify, reindex, settings.
+"""The command line: serve, import, deidentify, migrate, verify, reindex, quarantine, settings.
 
 Exit codes: 0 done; 1 something could not be done, and is named; 2 wrong usage or settings.
 """
@@ -10,10 +10,10 @@ import json
 import os
 import stat
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from time import monotonic
@@ -22,16 +22,18 @@ from typing import Any, Literal
 import click
 from tqdm import tqdm
 
-from . import __version__, server
-from .archive import Archive, StoreItem
+from . import __version__, deidentify, server
+from .archive import Archive, StoreBatch, StoreItem
 from .errors import DicomWebError
+from .media import HEAD, ZipMedium, is_zip, reason_to_skip
+from .quarantine import Quarantine
 from .settings import OPTIONS, Settings, SettingsError, load, markdown_table, split_address
 
 _PROGRAM = "python -m dicomcloud"
 _BATCH_FILES, _BATCH_BYTES = 50, 64 << 20  # of import: what one transaction holds
 _PIECE = 1 << 20  # bytes read at a time
 _SHOWN = 20  # paths listed per reason; --json has all
-_MEDIA_STORAGE_DIRECTORY = b"1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR, PS3.10 8
+_MAX_MEMBERS = 1_000_000  # of one ZIP file
 
 
 @dataclass
@@ -136,7 +138,7 @@ class _Imported:
 @click.option("--quiet", is_flag=True, help="Say nothing but what failed.")
 @click.pass_obj
 def import_files(program: Program, folders: Sequence[str], as_json: bool, quiet: bool) -> None:
-    """Store all DICOM files below FOLDERS.
+    """Store all DICOM files below FOLDERS, also those in ZIP files and on CDs with a DICOMDIR.
 
     May be stopped at any time and run again: what is stored already is counted as already there. Exit code 0 when
     every DICOM file is in the archive, 1 when some could not be stored.
@@ -162,43 +164,96 @@ def import_files(program: Program, folders: Sequence[str], as_json: bool, quiet:
     sys.exit(1 if found["failed"] else 0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A file that looks like an instance, and how to read it."""
+
+    path: str
+    size: int
+    chunks: Callable[[], Iterator[bytes]]
+
+
 def _import(archive: Archive, folders: Sequence[str], own: Path) -> Iterator[_Imported]:
-    batch: list[tuple[str, int]] = []
+    with closing(_Importer(archive)) as importer:
+        yield from _import_files(importer, folders, own)
+
+
+def _import_files(importer: _Importer, folders: Sequence[str], own: Path) -> Iterator[_Imported]:
     for path, fault in _files_below(folders, own):
         if fault:
             yield _Imported(path, "failed", fault)
             continue
         try:
-            reason, size = _reason_to_skip(path), os.path.getsize(path)
+            head, size = _head(path), os.path.getsize(path)
         except OSError as error:
             yield _Imported(path, "failed", error.strerror or str(error))
             continue
+        if head is not None and is_zip(head):
+            yield from _import_zip(importer, path)
+            continue
+        reason = "not a file" if head is None else reason_to_skip(head)
         if reason:
             yield _Imported(path, "skipped", reason)
-            continue
-        batch.append((path, size))
-        if len(batch) == _BATCH_FILES or sum(size for _, size in batch) >= _BATCH_BYTES:
-            yield from _store(archive, batch)
-            batch = []
-    yield from _store(archive, batch)
+        else:
+            yield from importer.add(_Found(path, size, partial(_pieces, path)))
+    yield from importer.finish()
 
 
-def _store(archive: Archive, files: Sequence[tuple[str, int]]) -> Iterator[_Imported]:
-    if not files:
-        return
-    spooled = []
-    with archive.begin_store() as store:
-        for path, size in files:
-            try:
-                with open(path, "rb") as file:
-                    store.add(iter(partial(file.read, _PIECE), b""))
-            except OSError as error:
-                yield _Imported(path, "failed", error.strerror or str(error))
+def _import_zip(importer: _Importer, path: str) -> Iterator[_Imported]:
+    """The members of a ZIP file, named `file.zip/folder/member`. They are unpacked one after the other."""
+    with open(path, "rb") as file:
+        try:
+            medium = ZipMedium(file, max_members=_MAX_MEMBERS, max_bytes=sys.maxsize)
+        except ValueError as error:
+            yield _Imported(path, "failed", f"a ZIP file that cannot be read: {error}")
+            return
+        for member in medium.members():
+            name = f"{path}/{member.name}"
+            if member.reason_to_skip:
+                yield _Imported(name, "skipped", member.reason_to_skip)
             else:
-                spooled.append((path, size))
-        report = store.commit()
-    for (path, size), item in zip(spooled, report.items, strict=True):
-        yield _imported(path, size, item)
+                yield from importer.add(_Found(name, member.size, member.chunks))
+        yield from importer.finish()
+
+
+class _Importer:
+    """Stores files in batches: each is a transaction."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self._store: StoreBatch | None = None
+        self._spooled: list[_Found] = []
+
+    def add(self, found: _Found) -> Iterator[_Imported]:
+        if self._store is None:
+            self._store = self._archive.begin_store(quarantine=False)  # the files stay where they are
+        try:
+            self._store.add(found.chunks())
+        except OSError as error:
+            yield _Imported(found.path, "failed", error.strerror or str(error))
+        else:
+            self._spooled.append(found)
+        if len(self._spooled) == _BATCH_FILES or sum(each.size for each in self._spooled) >= _BATCH_BYTES:
+            yield from self.finish()
+
+    def finish(self) -> Iterator[_Imported]:
+        if self._store is None:
+            return
+        with self._store as store:
+            report = store.commit()
+        for found, item in zip(self._spooled, report.items, strict=True):
+            yield _imported(found.path, found.size, item)
+        self._store, self._spooled = None, []
+
+    def close(self) -> None:
+        """Discard what is not stored yet."""
+        if self._store is not None:
+            self._store.__exit__(None, None, None)
+
+
+def _pieces(path: str) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        yield from iter(partial(file.read, _PIECE), b"")
 
 
 def _imported(path: str, size: int, item: StoreItem) -> _Imported:
@@ -231,28 +286,12 @@ def _files_below(folders: Sequence[str], own: Path) -> Iterator[tuple[str, str]]
     yield from faults
 
 
-def _reason_to_skip(path: str) -> str | None:
-    """Why this file is no instance to be stored; None when it looks like one. Raises OSError."""
+def _head(path: str) -> bytes | None:
+    """How the file begins; None for what is no file (a device, a pipe). Raises OSError."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        return "not a file"
-    with open(path, "rb") as file:
-        head = file.read(1024)
-    if not head:
-        return "empty file"
-    if head[128:132] == b"DICM":
-        media_storage = head.find(b"\x02\x00\x02\x00UI")  # (0002,0002) Media Storage SOP Class UID
-        if media_storage > 0 and head[media_storage + 8 :].startswith(_MEDIA_STORAGE_DIRECTORY):
-            return "DICOMDIR: the table of contents of a medium"
         return None
-    return None if _is_bare_data_set(head) else "not a DICOM file"
-
-
-def _is_bare_data_set(head: bytes) -> bool:
-    """Without preamble: does it begin with an element of group 0002 or 0008, explicit or implicit VR?"""
-    group, length = head[:2], int.from_bytes(head[4:8], "little")
-    if len(head) < 8 or group not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
-        return False
-    return (head[4:6].isalpha() and head[4:6].isupper()) or (head[1] == 0 and length <= 64)
+    with open(path, "rb") as file:
+        return file.read(HEAD)
 
 
 def _import_report(found: dict[str, list[_Imported]], seconds: float) -> dict[str, Any]:
@@ -300,6 +339,92 @@ def _list_reasons(title: str, results: Sequence[_Imported], *, err: bool) -> Non
 
 def _bytes_stored(found: dict[str, list[_Imported]]) -> int:
     return sum(each.size for each in (*found["stored"], *found["replaced"]))
+
+
+# deidentify
+
+
+@commands.command("deidentify")
+@click.argument("source", metavar="IN", type=click.Path(exists=True))
+@click.argument("target", metavar="OUT", type=click.Path())
+@click.option("--options", metavar="NAMES", help="Instead of the setting anonymizer_options; with commas.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON; it names the copies, not the originals.")
+@click.option("--quiet", is_flag=True, help="Say nothing but what failed.")
+@click.pass_obj
+def deidentify_files(
+    program: Program, source: str, target: str, options: str | None, as_json: bool, quiet: bool
+) -> None:
+    """Write de-identified copies of the DICOM file or folder IN to OUT.
+
+    A folder becomes the same tree with names that say nothing. Nothing is overwritten, and copies that are there
+    already are left alone. Exit code 0 when every DICOM file was copied, 1 when some could not be.
+    """
+    started = monotonic()
+    out = Path(target).absolute()
+    if os.path.isdir(source) and (out == Path(source).absolute() or (out.exists() and not out.is_dir())):
+        raise click.UsageError("OUT must be another folder than IN.")
+    _make_folder(program.settings.data_path)  # the key may have to be made there
+    chosen = options.replace(",", " ").split() if options is not None else None
+    deidentifier = deidentify.open_deidentifier(program.settings, chosen)
+    found: dict[str, list[_Imported]] = defaultdict(list)
+    copies: list[deidentify.Copied] = []
+    silent = True if quiet or as_json else None
+    interrupted = False
+    try:
+        for path, fault in tqdm(list(_files_below([source], out)), unit="file", disable=silent):
+            try:
+                head = b"" if fault else _head(path)
+            except OSError as error:
+                fault = error.strerror or str(error)
+            reason = fault or ("not a file" if head is None else reason_to_skip(head))
+            if reason:
+                found["failed" if fault else "skipped"].append(_Imported(path, "failed", reason))
+                continue
+            if os.path.isdir(source) or out.is_dir():
+                relative = os.path.relpath(path, source) if os.path.isdir(source) else ""
+                copy = deidentify.copy_into(deidentifier, path, relative, out)
+            else:
+                copy = deidentify.copy_file(deidentifier, path, out)
+            copies.append(copy)
+            found[copy.outcome].append(_Imported(path, "failed", copy.message))
+    except KeyboardInterrupt:
+        interrupted = True
+    if as_json:
+        click.echo(json.dumps(_copies_report(copies, found, monotonic() - started), indent=2))
+    elif not quiet:
+        click.echo(f"De-identified {_count(found['written'], 'instance')} in {monotonic() - started:.1f} s.")
+        if found["already there"]:
+            click.echo(f"{_count(found['already there'], 'file')} already there.")
+        _list_reasons("Skipped", found["skipped"], err=False)
+    _list_reasons("NOT COPIED:", found["failed"], err=True)
+    if interrupted:
+        _fail("Stopped. Run the same command again to go on where it stopped.", 130)
+    sys.exit(1 if found["failed"] else 0)
+
+
+def _copies_report(
+    copies: Sequence[deidentify.Copied], found: dict[str, list[_Imported]], seconds: float
+) -> dict[str, Any]:
+    """Without the paths and UIDs of the originals: the report may go with the copies."""
+    return {
+        "written": len(found["written"]),
+        "already_there": len(found["already there"]),
+        "seconds": round(seconds, 3),
+        "files": [
+            {
+                "file": copy.target,
+                "sop_class_uid": copy.report.sop_class_uid,
+                "sop_instance_uid": copy.report.sop_instance_uid,
+                "series_instance_uid": copy.report.series_instance_uid,
+                "study_instance_uid": copy.report.study_instance_uid,
+                "pixel_data_cleaned": copy.report.pixel_data_cleaned,
+            }
+            for copy in copies
+            if copy.report is not None
+        ],
+        "skipped": Counter(each.message for each in found["skipped"]),
+        "failed": Counter(each.message for each in found["failed"]),
+    }
 
 
 # Keeping the archive in order
@@ -367,6 +492,26 @@ def reindex(program: Program) -> None:
         counts = archive.index.counts()
     click.echo(f"Indexed {counts['instances']} instances of {counts['studies']} studies; {faults} could not be.")
     sys.exit(1 if faults else 0)
+
+
+@commands.command("quarantine")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+@click.pass_obj
+def list_quarantine(program: Program, as_json: bool) -> None:
+    """List what could not be stored and was kept aside (setting `quarantine`), with the reasons.
+
+    What has been dealt with may be deleted from the folder, the file and the .json beside it.
+    """
+    settings = program.settings
+    kept = Quarantine(settings.quarantine_path, settings.quarantine_bytes)
+    entries = list(kept.entries())
+    if as_json:
+        click.echo(json.dumps({"folder": str(kept.folder), "files": [asdict(entry) for entry in entries]}, indent=2))
+        return
+    for entry in entries:
+        click.echo(f"{entry.when}  {entry.failure_reason}  {entry.size:>12}  {entry.file}  {entry.message}")
+    total = sum(entry.size for entry in entries)
+    click.echo(f"{_count(entries, 'file')}, {total / 1e6:.1f} MB, in {kept.folder}")
 
 
 @commands.command("settings")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import secrets
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -34,6 +35,7 @@ class Kind:
     expected: str
     parse: Callable[[Any], Any]  # raises ValueError or TypeError
     show: Callable[[Any], str] = str
+    secret: bool = False  # a malformed value is not repeated in the message
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,18 @@ def _choice(*choices: str | int) -> Kind:
         return by_text[str(value).strip().lower()]
 
     return Kind(" or ".join(f"`{choice}`" for choice in choices), f"one of {', '.join(by_text)}", parse)
+
+
+def _parse_flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    return {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}[
+        _text(value).lower()
+    ]
+
+
+def _show_flag(value: bool) -> str:
+    return "true" if value else "false"
 
 
 _UNITS = {"": 1, "b": 1} | {
@@ -188,14 +202,6 @@ def _parse_folder(value: Any) -> str:
     return _text(value)
 
 
-def _parse_flag(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    return {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}[
-        _text(value).lower()
-    ]
-
-
 def _parse_internal_path(value: Any) -> str:
     text = _text(value)
     if text and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", text):
@@ -203,9 +209,56 @@ def _parse_internal_path(value: Any) -> str:
     return text.rstrip("/")
 
 
+#: The original's names; what they do is in docs/deidentification.md.
+ANONYMIZER_OPTIONS = (
+    "BasicProfile",
+    "CleanPixelData",
+    "CleanGraph",
+    "CleanStructdCont",
+    "CleanDesc",
+    "RetainLongFullDates",
+    "RetainLongModifDates",
+    "RetainPatientChars",
+    "RetainDeviceIdent",
+    "RetainUIDs",
+    "RetainSafePrivate",
+    "RetainInstitutionIdent",
+)
+_SHORTEST_KEY = 16
+
+
+def _parse_anonymizer_options(value: Any) -> tuple[str, ...]:
+    by_name = {name.lower(): name for name in ANONYMIZER_OPTIONS}
+    names = tuple(by_name[name.lower()] for name in _list_of(str)(value))
+    if {"RetainLongFullDates", "RetainLongModifDates"} <= set(names):
+        raise ValueError
+    return names
+
+
+def _parse_key(value: Any) -> str:
+    if _text(value) and len(_text(value).encode()) < _SHORTEST_KEY:
+        raise ValueError
+    return _text(value)
+
+
 ADDRESS = Kind("address", "an address and a port, such as 127.0.0.1:8000 or [::1]:8000", _parse_address)
 FOLDER = Kind("folder", "a folder", _parse_folder)
+FLAG = Kind("`true` or `false`", "true or false", _parse_flag, _show_flag)
 SIZE = Kind("size", "a size such as 500 MB, 16 GiB or a number of bytes", _parse_size, _show_size)
+FILE = Kind("file", "a file, or nothing", _text)
+SECRET = Kind(
+    "secret",
+    f"a secret of {_SHORTEST_KEY} characters or more, or nothing",
+    _parse_key,
+    lambda value: "***" if value else "",
+    secret=True,
+)
+PROFILE_OPTIONS = Kind(
+    "list of options",
+    f"options such as {', '.join(ANONYMIZER_OPTIONS)}; RetainLongFullDates and RetainLongModifDates exclude each other",
+    _parse_anonymizer_options,
+    _show_list,
+)
 NETWORKS = Kind(
     "list of addresses",
     "IP addresses or networks, such as 10.0.0.5, 192.168.0.0/24",
@@ -302,7 +355,28 @@ class Settings:
     max_request_bytes: int = _option(16 << 30, SIZE, "Largest request body; a larger one is answered with 413.")
     max_parts: int = _option(10_000, _integer(1), "Most instances in one store request.")
     max_inflated_bytes: int = _option(
-        1 << 30, SIZE, "Largest data set that a deflated instance may unpack to; protects against bombs."
+        1 << 30,
+        SIZE,
+        "Largest data set that a deflated instance may unpack to, and largest image that PNG and GIF may; protects "
+        "against bombs.",
+    )
+    max_metadata_bytes: int = _option(
+        256 << 20, SIZE, "Largest JSON or XML metadata of one store request, all parts together; more is a 413."
+    )
+    stow_query_attributes: bool = _option(
+        False,
+        FLAG,
+        "Whether query parameters of a store request set attributes of its instances (`?00100010=Doe^J`), as clients "
+        "of the original do. The old values are kept in the Original Attributes Sequence. `false`: they are ignored.",
+    )
+    quarantine: bool = _option(
+        False,
+        FLAG,
+        "Keep what could not be stored in the folder `quarantine` of the data directory, with the reason. It holds "
+        "patient data like the storage; `python -m dicomcloud quarantine` lists it.",
+    )
+    quarantine_bytes: int = _option(
+        10 << 30, SIZE, "Size of the quarantine; when it is full, nothing more is kept (the log says so)."
     )
     strict_accept: bool = _option(
         False,
@@ -353,11 +427,54 @@ class Settings:
         "Seconds that transfers under way get to finish when the server is told to stop (gunicorn only; waitress stops "
         "at once).",
     )
+    anonymizer_enabled: bool = _option(
+        False,
+        FLAG,
+        "De-identify every instance when it is stored; the original is not kept. Off, as opposed to the original.",
+    )
+    anonymizer_options: tuple[str, ...] = _option(
+        ("BasicProfile",),
+        PROFILE_OPTIONS,
+        "What de-identification retains or cleans beyond the Basic Profile of PS3.15, under the original's names: "
+        "`RetainUIDs`, `RetainLongFullDates`, `RetainLongModifDates`, `RetainPatientChars`, `RetainDeviceIdent`, "
+        "`RetainInstitutionIdent`, `RetainSafePrivate`, `CleanDesc`, `CleanStructdCont`, `CleanGraph`, "
+        "`CleanPixelData`.",
+    )
+    anonymizer_key: str = _option(
+        "",
+        SECRET,
+        "Key of replacement UIDs, pseudonyms and date shifts: the same key gives the same ones again. Empty: "
+        "`deidentification.key` in the data directory, made when it is first needed.",
+    )
+    anonymizer_pixel_rules: str = _option(
+        "",
+        FILE,
+        "TOML file that says for `CleanPixelData` which regions of which devices' images are blacked out.",
+    )
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def data_path(self) -> Path:
         return Path(self.data_dir).expanduser().absolute()
+
+    @property
+    def quarantine_path(self) -> Path:
+        return self.data_path / "quarantine"
+
+    def deidentification_key(self) -> bytes:
+        """The key for de-identification; the key file is made once, for its owner only. Raises SettingsError."""
+        if self.anonymizer_key:
+            return self.anonymizer_key.encode()
+        path = self.data_path / "deidentification.key"
+        try:
+            if not path.exists():
+                _make_key_file(path)
+            key = path.read_bytes().strip()
+        except OSError as error:
+            raise SettingsError(f"The key file {path} cannot be read or made: {error.strerror}") from None
+        if len(key) < _SHORTEST_KEY:
+            raise SettingsError(f"The key file {path} is damaged; with another key pseudonyms change")
+        return key
 
     @property
     def resolved_database_url(self) -> str:
@@ -407,6 +524,25 @@ def load(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] 
         values[option.name] = _parse(option, value, source)
         sources[option.name] = source
     return Settings(**values, sources=sources)
+
+
+def _make_key_file(path: Path) -> None:
+    """Complete or not at all; of several processes the first one's key stays."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    with open(draft, "x", encoding="ascii", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(secrets.token_hex(32) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        if os.name == "nt":
+            os.rename(draft, path)  # fails where the file is there already
+        else:
+            os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def markdown_table() -> str:
@@ -464,5 +600,5 @@ def _parse(option: Option, value: Any, source: str) -> Any:
     try:
         return option.kind.parse(value)
     except (ValueError, TypeError, KeyError):
-        shown = _without_password(repr(value)[:200])
+        shown = "what it says" if option.kind.secret else _without_password(repr(value)[:200])
         raise SettingsError(f"Setting {option.name} ({source}): {shown} is not {option.kind.expected}") from None

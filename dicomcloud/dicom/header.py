@@ -55,7 +55,7 @@ DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 _DEFLATED_SYNTAXES: Final = {DEFLATED, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}
 _NATIVE_SYNTAXES: Final = {IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, *_DEFLATED_SYNTAXES}
 _MEDIA_STORAGE_DIRECTORY: Final = "1.2.840.10008.1.3.10"
-_IMPLEMENTATION_CLASS_UID: Final = "2.25.271403385262178305513964230867354142851"
+IMPLEMENTATION_CLASS_UID: Final = "2.25.271403385262178305513964230867354142851"
 
 _INLINE_BYTES: Final = 1024
 _INLINE_VALUE: Final = 64 << 10
@@ -675,7 +675,7 @@ def _prefix(preamble: bytes, meta: Meta, transfer_syntax: str, sop_class: str, s
     mended[0x0002], mended[0x0003] = uid(sop_class), uid(sop_instance)
     mended[0x0010] = uid(transfer_syntax)
     if not is_uid(_meta_text(mended, 0x0012)):
-        mended[0x0012] = uid(_IMPLEMENTATION_CLASS_UID)
+        mended[0x0012] = uid(IMPLEMENTATION_CLASS_UID)
         mended[0x0013] = (b"SH", b"DICOMCLOUD")
     group = b""
     for element, (vr, raw) in sorted(mended.items()):

@@ -25,6 +25,8 @@ class Service:
     empty_search_status: int = 200
     max_request_bytes: int = 16 << 30
     max_parts: int = 10_000
+    max_metadata_bytes: int = 256 << 20
+    stow_query_attributes: bool = False
     cors_origins: tuple[str, ...] = ()
     strict_accept: bool = False
     accel_redirect: str = ""

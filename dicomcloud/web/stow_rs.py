@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
@@ -11,32 +11,45 @@ from flask import Response, request
 from flask_smorest import Blueprint
 
 from ..archive import StoreBatch, StoreItem
+from ..dicom.attributes import tag_of
+from ..dicom.coercion import read_change
+from ..dicom.image_parts import OCTET_STREAM
 from ..errors import (
     BadRequest,
     DicomWebError,
     FailureReason,
+    InvalidInstance,
     NotAcceptable,
     PayloadTooLarge,
     UnsupportedMediaType,
 )
+from ..media import ZipMedium, view_file
 from .multipart import (
+    MAX_PARTS,
     PIECE,
     InflatedStream,
     MediaType,
+    Part,
     Readable,
     boundary_of,
     parse_media_type,
     read_parts,
 )
 from .negotiation import Offer, negotiate
-from .openapi import BINARY, content, faults
+from .openapi import BINARY, DATA_SETS, content, faults
 from .responses import DICOM_JSON, DICOM_XML, dicom_json, dicom_xml, warning
-from .service import check_uids, current_service, service_url
+from .service import Service, check_uids, current_service, service_url
+from .stow_metadata import METADATA_TYPES, MetadataRequest
 
 blueprint = Blueprint("STOW-RS", __name__, description="Store (PS3.18 10.5)")
 
 DICOM = "application/dicom"
-SUPPORTED = 'multipart/related; type="application/dicom" and application/dicom'
+ZIP = "application/zip"
+SUPPORTED = (
+    'multipart/related; type="application/dicom" and application/dicom; with metadata and bulk data '
+    'multipart/related; type="application/dicom+json" or "application/dicom+xml", and both without bulk data as single '
+    "parts; application/zip"
+)
 RETRY_AFTER = 30  # seconds
 
 _OFFERS = (Offer(DICOM_JSON), Offer(DICOM_XML), Offer(DICOM_XML, multipart=True))
@@ -49,15 +62,23 @@ _RESPONSE_TYPES = content(DICOM_JSON, schema={"type": "object", "additionalPrope
 )
 _DOC: dict[str, Any] = {
     "description": (
-        "Instances of any kind, in one request or many. The same bytes again are a success. The answer is the Store "
-        "Instances Response Module: ReferencedSOPSequence (stored), FailedSOPSequence and OtherFailuresSequence (not "
-        "stored, each with its Failure Reason). What was stored is on disk when the answer leaves."
+        "Instances of any kind, in one request or many: as DICOM files, as metadata (JSON or XML) with their bulk data "
+        "in further parts whose Content-Location is the BulkDataURI, or as the members of a ZIP file. JPEG, PNG, GIF, "
+        "PDF, STL, MPEG-2 and MPEG-4 with metadata become DICOM objects. The same bytes again are a success. The "
+        "answer is the Store Instances Response Module: ReferencedSOPSequence (stored), FailedSOPSequence and "
+        "OtherFailuresSequence (not stored, each with its Failure Reason). What was stored is on disk when the answer "
+        "leaves."
     ),
     "requestBody": {
         "required": True,
         "content": {
             DICOM: {"schema": BINARY},
             'multipart/related; type="application/dicom"': {"schema": BINARY},
+            'multipart/related; type="application/dicom+json"': {"schema": BINARY},
+            'multipart/related; type="application/dicom+xml"': {"schema": BINARY},
+            DICOM_JSON: {"schema": DATA_SETS},
+            DICOM_XML: {"schema": {"type": "string"}},
+            ZIP: {"schema": BINARY},
         },
     },
     "responses": {
@@ -90,13 +111,33 @@ def _store(study: str | None) -> Response:
         body.check_length()
         content_type = _content_type()
         stream = _inflated(body, service.max_request_bytes)
-        with service.archive.begin_store(study) as batch:
-            received = _receive(batch, stream, content_type, service.max_parts)
-            items = (*batch.commit().items, *received)
+        changes, notes = _changes(service)
+        with service.archive.begin_store(study, changes=changes) as batch:
+            notes += _receive(batch, stream, content_type, study, service)
+            items = batch.commit().items
     except DicomWebError:
         body.drain()
         raise
-    return _answer(items)
+    if not items:
+        raise BadRequest("The body holds no instance.")
+    return _answer(items, notes)
+
+
+def _changes(service: Service) -> tuple[dict[str, Any], list[str]]:
+    """The attributes that query keys set, where the setting allows it, and a note of the keys that are ignored."""
+    changes: dict[str, Any] = {}
+    ignored = []
+    for key, text in request.args.items():
+        tag = tag_of(key) if service.stow_query_attributes else None
+        if tag is not None:
+            try:
+                changes[f"{tag:08X}"] = read_change(tag, text)
+            except ValueError as error:
+                raise BadRequest(f"The query parameter {key[:40]!r}: {error}.") from None
+        elif key != "accept":
+            ignored.append(key[:40])
+    names = ", ".join(sorted(ignored)[:10])
+    return changes, [f"These query parameters are ignored: {names}"] if ignored else []
 
 
 # ------------------------------------------------------------------------------------------------ the request
@@ -153,21 +194,25 @@ class _RequestBody:
 
 
 def _content_type() -> MediaType:
-    """The media type of the body. Raises UnsupportedMediaType for all but those of `SUPPORTED`.
+    """The media type of the body; of a multipart body, `type` says what its parts are.
 
-    This is where application/dicom+json and application/dicom+xml with bulk data come in.
+    Raises UnsupportedMediaType for all but those of `SUPPORTED`.
     """
     header = request.headers.get("Content-Type", "")
     try:
         content_type = parse_media_type(header)
     except ValueError:
         raise UnsupportedMediaType(f"The Content-Type {header[:100]!r} is no media type; {_use()}") from None
-    root = content_type.name
-    if root == "multipart/related":
-        root = (content_type.parameter("type") or DICOM).partition(";")[0].strip().lower()
-    if root != DICOM:
+    root = _root_type(content_type)
+    if root != DICOM and root not in METADATA_TYPES and content_type.name != ZIP:
         raise UnsupportedMediaType(f"The Content-Type {header[:100]!r} is not supported; {_use()}")
     return content_type
+
+
+def _root_type(content_type: MediaType) -> str:
+    if content_type.name != "multipart/related":
+        return content_type.name
+    return (content_type.parameter("type") or DICOM).partition(";")[0].strip().lower()
 
 
 def _use() -> str:
@@ -183,29 +228,87 @@ def _inflated(body: _RequestBody, limit: int) -> Readable:
     raise UnsupportedMediaType(f"The Content-Encoding {encoding[:40]!r} is not supported; this server inflates gzip.")
 
 
-def _receive(batch: StoreBatch, stream: Readable, content_type: MediaType, max_parts: int) -> list[StoreItem]:
-    """Put the instances of the body into the batch; return the items of parts that are no instances."""
+def _receive(
+    batch: StoreBatch, stream: Readable, content_type: MediaType, study: str | None, service: Service
+) -> list[str]:
+    """Put the instances of the body into the batch; return what is to be said of the request as a whole."""
+    if content_type.name == "multipart/related":
+        parts = read_parts(
+            stream,
+            boundary_of(content_type),
+            max_parts=service.max_parts if _root_type(content_type) == DICOM else MAX_PARTS,
+        )
+        if _root_type(content_type) == DICOM:
+            return _receive_files(batch, parts)
+        together = ((part.headers, part.chunks) for part in parts)
+        return _receive_metadata(batch, together, _root_type(content_type), study, service)
+    first = stream.read(PIECE)
+    if not first:
+        raise BadRequest("The body is empty.")
+    pieces = _pieces(first, stream)
     if content_type.name == DICOM:
-        first = stream.read(PIECE)
-        if not first:
-            raise BadRequest("The body is empty.")
-        batch.add(_pieces(first, stream))
+        batch.add(pieces)
         return []
-    others: list[StoreItem] = []
+    if content_type.name == ZIP:
+        return _receive_zip(batch, pieces, service)
+    return _receive_metadata(batch, [({}, pieces)], content_type.name, study, service)
+
+
+def _receive_files(batch: StoreBatch, parts: Iterable[Part]) -> list[str]:
     number = 0
-    for number, part in enumerate(read_parts(stream, boundary_of(content_type), max_parts=max_parts), 1):
+    for number, part in enumerate(parts, 1):
         if _is_dicom(part.headers.get("content-type", DICOM)):
             batch.add(part.chunks)
         else:
-            others.append(
-                StoreItem(
-                    failure=FailureReason.CANNOT_UNDERSTAND,
-                    message=f"Part {number} is not {DICOM}; other media types are not supported",
-                )
-            )
+            fault = f"Part {number} is not {DICOM}; bulk data come with metadata only"
+            batch.reject(InvalidInstance(FailureReason.CANNOT_UNDERSTAND, fault), part.chunks, ".part")
     if not number:
         raise BadRequest("The body has no parts.")
-    return others
+    return []
+
+
+def _receive_metadata(
+    batch: StoreBatch,
+    parts: Iterable[tuple[Mapping[str, str], Iterable[bytes | memoryview]]],
+    root: str,
+    study: str | None,
+    service: Service,
+) -> list[str]:
+    metadata = MetadataRequest(
+        batch, request.base_url, max_metadata=service.max_metadata_bytes, max_instances=service.max_parts
+    )
+    number = 0
+    for number, (headers, chunks) in enumerate(parts, 1):
+        if headers.get("content-type", "").partition(";")[0].strip().lower() == DICOM:
+            batch.add(chunks)
+        else:
+            # Only the first part can do without a Content-Type: those behind it are bulk data of who knows what kind.
+            metadata.take(headers, root if number == 1 else OCTET_STREAM, chunks)
+    if not number:
+        raise BadRequest("The body has no parts.")
+    return metadata.store(study, service.archive.max_inflated_bytes)
+
+
+def _receive_zip(batch: StoreBatch, pieces: Iterable[bytes], service: Service) -> list[str]:
+    """Each DICOM file in the ZIP is an instance; what is none (a viewer, a DICOMDIR) is left aside and counted."""
+    spool = batch.spool()
+    for piece in pieces:
+        spool.write(piece)
+    skipped, number = 0, 0
+    with spool.buffer() as view:
+        try:
+            medium = ZipMedium(view_file(view), max_members=MAX_PARTS, max_bytes=service.max_request_bytes)
+        except ValueError as error:
+            raise BadRequest(f"The body is no ZIP file that can be read: {error}.") from None
+        for member in medium.members():
+            if member.reason_to_skip:
+                skipped += 1
+                continue
+            number += 1
+            if number > service.max_parts:
+                raise PayloadTooLarge(f"The ZIP file has more than {service.max_parts} instances.")
+            batch.add(member.chunks())
+    return [f"{skipped} members of the ZIP file are no DICOM instances and were left aside"] if skipped else []
 
 
 def _pieces(first: bytes, stream: Readable) -> Iterator[bytes]:
@@ -222,7 +325,7 @@ def _is_dicom(content_type: str) -> bool:
 # ------------------------------------------------------------------------------------------------ the answer
 
 
-def _answer(items: Sequence[StoreItem]) -> Response:
+def _answer(items: Sequence[StoreItem], notes: Sequence[str] = ()) -> Response:
     stored = [item for item in items if item.failure is None]
     status, headers = 200, {}
     if not stored and all(_out_of_resources(item) for item in items):
@@ -233,9 +336,24 @@ def _answer(items: Sequence[StoreItem]) -> Response:
         status = 202
     response = _in_accepted_form(_response_module(items), status)
     response.headers.update(headers)
-    for text in _warnings(items):
+    for text in _warnings(items, notes):
         response.headers.add("Warning", warning(text))
+    if location := _location(stored):
+        response.headers["Location"] = location
+        response.autocorrect_location_header = False
     return response
+
+
+def _location(stored: Sequence[StoreItem]) -> str | None:
+    """The URL of the instance that was stored; that of their study where several of one study were (PS3.18 8.5)."""
+    studies = {item.study_uid for item in stored}
+    if len(studies) != 1:
+        return None
+    return service_url() + quote(_path(stored[0]) if len(stored) == 1 else f"/studies/{stored[0].study_uid}")
+
+
+def _path(item: StoreItem) -> str:
+    return f"/studies/{item.study_uid}/series/{item.series_uid}/instances/{item.sop_instance_uid}"
 
 
 def _in_accepted_form(module: Mapping[str, Any], status: int) -> Response:
@@ -256,10 +374,11 @@ def _response_module(items: Sequence[StoreItem]) -> dict[str, Any]:
         identity = {"00081150": _value("UI", item.sop_class_uid), "00081155": _value("UI", item.sop_instance_uid)}
         if item.failure is None:
             studies.add(item.study_uid)
-            path = f"/studies/{item.study_uid}/series/{item.series_uid}/instances/{item.sop_instance_uid}"
-            url = {"00081190": _value("UR", base + quote(path))}
+            url = {"00081190": _value("UR", base + quote(_path(item)))}
             reason = {} if item.warning is None else {"00081196": _value("US", int(item.warning))}
-            referenced.append({**identity, **url, **reason})
+            original = item.original_attributes
+            changed = {} if original is None else {"04000561": {"vr": "SQ", "Value": [original]}}
+            referenced.append({**identity, **url, **reason, **changed})
         elif item.sop_class_uid and item.sop_instance_uid:
             failed.append({**identity, "00081197": _value("US", int(item.failure))})
         else:
@@ -280,13 +399,13 @@ def _out_of_resources(item: StoreItem) -> bool:
     return item.failure is not None and item.failure & 0xFF00 == FailureReason.OUT_OF_RESOURCES
 
 
-def _warnings(items: Sequence[StoreItem]) -> list[str]:
+def _warnings(items: Sequence[StoreItem], notes: Sequence[str]) -> list[str]:
     """What to say beside the reason codes: each message once, the first few, fit for a header."""
-    texts = []
-    ignored = sorted({key for key in request.args if key != "accept"})
-    if ignored:
-        texts.append("These query parameters are ignored: " + ", ".join(key[:40] for key in ignored[:10]))
-    texts += dict.fromkeys(item.message for item in items if item.message)
+    texts = [*notes, *dict.fromkeys(_message(item) for item in items if item.message)]
     if len(texts) > _MAX_WARNINGS:
         texts[_MAX_WARNINGS - 1 :] = [f"{len(texts) - _MAX_WARNINGS + 1} more messages are left out"]
     return ["".join(char if " " <= char <= "~" else "?" for char in text[:_MAX_WARNING]) for text in texts]
+
+
+def _message(item: StoreItem) -> str:
+    return item.message if item.warning is None else f"{item.warning:04X} {item.message}"

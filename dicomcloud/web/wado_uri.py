@@ -12,8 +12,9 @@ from flask_smorest import Blueprint
 from ..archive import InstanceRow
 from ..dicom import reports
 from ..dicom.attributes import is_uid
+from ..dicom.deidentification import CannotDeidentify
 from ..dicom.metadata import native_model_xml
-from ..dicom.pixel_data import leaves_as_stored
+from ..dicom.pixel_data import CannotTranscode, leaves_as_stored
 from ..dicom.rendered_files import frame_image
 from ..dicom.rendering import IMAGE_TYPES
 from ..dicom.rendering_parameters import Rendering, UriRendering, parse_uri_rendering
@@ -27,6 +28,7 @@ from .retrieve import (
     DICOM,
     EXPLICIT_LITTLE_ENDIAN,
     OCTET_STREAM,
+    Source,
     Unattainable,
     attributes_of,
     entity_tag,
@@ -60,6 +62,7 @@ _PARAMETERS = [
     query("annotation", "What is burned in: `patient`, `technique`, separated by commas"),
     query("presentationUID", "SOP Instance UID of a presentation state to show the image with"),
     query("presentationSeriesUID", "Its Series Instance UID"),
+    query("anonymize", "`yes`: a de-identified copy, of application/dicom"),
     query("charset", "Character sets of text; UTF-8 is what there is"),
 ]
 
@@ -85,7 +88,7 @@ def retrieve_by_uri() -> Response:
     _check_charset(_parameter("charset"))
     asked, warnings = parse_uri_rendering(request.args.items(multi=True))
     (row,) = current_service().archive.instances(*uids)
-    _check_anonymize(_parameter("anonymize"))
+    anonymize = _anonymize(_parameter("anonymize"))
     if asked.frame is not None and asked.frame > max(row.number_of_frames, 1):
         raise BadRequest(f"frameNumber is {asked.frame}; the object has {row.number_of_frames} frames")
     attributes = attributes_of(row)
@@ -94,7 +97,13 @@ def retrieve_by_uri() -> Response:
     if kind not in (*rendered, *_OTHER):
         raise NotAcceptable(f"contentType {kind[:80]!r} is not available; available: {', '.join((*rendered, *_OTHER))}")
     if kind in _OTHER:
+        if anonymize and kind == DICOM:
+            return _send_deidentified(row)
+        if anonymize:
+            raise BadRequest(f"anonymize goes with contentType=application/dicom only, not with {kind}")
         return _send_data(row, attributes, kind, asked)
+    if anonymize:
+        raise BadRequest(f"anonymize goes with contentType=application/dicom only, not with {kind}")
     if _parameter("transferSyntax"):
         raise BadRequest("transferSyntax goes with contentType=application/dicom only")
     if asked.presentation_state is not None:
@@ -216,11 +225,28 @@ def _check_charset(value: str) -> None:
         raise NotAcceptable(f"charset {value[:80]!r} is not available; available: UTF-8")
 
 
-def _check_anonymize(value: str) -> None:
-    if value and value != "yes":
+def _anonymize(value: str) -> bool:
+    if value not in ("", "yes"):
         raise BadRequest(f"anonymize must be yes, not {value[:40]!r}")
-    if value:
-        raise NotAcceptable("anonymize=yes is not available: this server does not de-identify yet")
+    return value == "yes"
+
+
+def _send_deidentified(row: InstanceRow) -> Response:
+    """A copy after the Basic Profile with Clean Pixel Data, under a SOP Instance UID of its own (PS3.18 9.5.1.1.5)."""
+    syntax = _parameter("transferSyntax") or EXPLICIT_LITTLE_ENDIAN
+    if syntax == AS_STORED:
+        syntax = row.transfer_syntax if leaves_as_stored(row.transfer_syntax) else EXPLICIT_LITTLE_ENDIAN
+    etag = entity_tag(None, row.file_key, "anonymize", syntax)
+    if answer := not_modified(etag):
+        return answer
+    try:
+        copy = current_service().archive.open_deidentified(row, syntax)
+    except (CannotDeidentify, CannotTranscode) as error:
+        raise NotAcceptable(f"anonymize=yes cannot be done here: {error}") from None
+    size = copy.seek(0, 2)
+    copy.seek(0)
+    headers = {"Content-Type": f"{DICOM}; transfer-syntax={syntax}"}
+    return single_part(OutgoingPart(headers, size, Source.of_file(lambda: copy, size)), etag)
 
 
 def _parameter(name: str) -> str:

@@ -227,9 +227,8 @@ def test_a_url_without_a_uid_is_a_bad_request(client, archive, uid):
         "",
         "dicom",
         "application/octet-stream",
-        "application/dicom+json",
-        'multipart/related; type="application/dicom+json"; boundary=b',
-        'multipart/related; type="application/dicom+xml"; boundary=b',
+        "application/pdf",
+        'multipart/related; type="image/jpeg"; boundary=b',
         "multipart/form-data; boundary=b",
     ],
 )

@@ -1,0 +1,86 @@
+"""De-identification on the way in (a setting) and on the way out (WADO-URI `anonymize=yes`), PS3.15 Annex E."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import pydicom
+from flask.testing import FlaskClient
+
+from tests.conftest import AppMaker
+from tests.data import make_dataset, make_file
+
+SECRETS = (b"Doe^Jane", b"P1", b"19700131", b"Refer^Rita")
+
+
+def identified() -> pydicom.Dataset:
+    return make_dataset(PatientID="P1-secret", AccessionNumber="ACC-77")
+
+
+def test_what_is_stored_names_nobody_when_the_setting_says_so(make_app: AppMaker, tmp_path: Path) -> None:
+    client = make_app(anonymizer_enabled="true").test_client()
+    dataset = identified()
+    answer = client.post("/dicomweb/studies", data=make_file(dataset), content_type="application/dicom")
+    assert answer.status_code == 200, answer.text
+    again = client.post("/dicomweb/studies", data=make_file(dataset), content_type="application/dicom")
+    assert again.json["00081199"]["Value"] == answer.json["00081199"]["Value"]  # the same UIDs each time
+    assert answer.json["00081199"]["Value"][0]["00081155"]["Value"] != [dataset.SOPInstanceUID]
+    for path in (tmp_path / "data" / "storage").rglob("*.dcm"):
+        stored = path.read_bytes()
+        assert not [secret for secret in (*SECRETS, dataset.SOPInstanceUID.encode()) if secret in stored]
+        assert pydicom.dcmread(path).PatientIdentityRemoved == "YES"
+    (study,) = client.get("/dicomweb/studies").json
+    assert "Doe" not in str(study)
+    assert not list((tmp_path / "data" / "storage" / "incoming").iterdir())
+
+
+def test_by_default_nothing_is_changed(client: FlaskClient) -> None:
+    dataset = identified()
+    client.post("/dicomweb/studies", data=make_file(dataset), content_type="application/dicom")
+    (study,) = client.get("/dicomweb/studies").json
+    assert study["00100010"]["Value"] == [{"Alphabetic": "Doe^Jane"}]
+
+
+def test_an_instance_of_another_study_is_told_by_the_uid_that_was_sent(make_app: AppMaker) -> None:
+    client = make_app(anonymizer_enabled="true").test_client()
+    dataset = identified()
+    path = f"/dicomweb/studies/{dataset.StudyInstanceUID}"
+    assert client.post(path, data=make_file(dataset), content_type="application/dicom").status_code == 200
+    assert client.post(path, data=make_file(), content_type="application/dicom").status_code == 409
+
+
+def test_wado_uri_gives_a_copy_without_identity(client: FlaskClient) -> None:
+    dataset = identified()
+    file = make_file(dataset)
+    client.post("/dicomweb/studies", data=file, content_type="application/dicom")
+    query = {
+        "requestType": "WADO",
+        "studyUID": dataset.StudyInstanceUID,
+        "seriesUID": dataset.SeriesInstanceUID,
+        "objectUID": dataset.SOPInstanceUID,
+        "contentType": "application/dicom",
+        "anonymize": "yes",
+    }
+    answer = client.get("/wado", query_string=query)
+    assert answer.status_code == 200, answer.text
+    copy = pydicom.dcmread(BytesIO(answer.data))
+    assert copy.SOPInstanceUID != dataset.SOPInstanceUID
+    assert copy.PixelData == dataset.PixelData
+    assert not [secret for secret in SECRETS if secret in answer.data]
+    assert client.get("/wado", query_string=query).data == answer.data
+    compressed = client.get("/wado", query_string=query | {"transferSyntax": "1.2.840.10008.1.2.5"})
+    assert pydicom.dcmread(BytesIO(compressed.data)).file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.5"
+    assert client.get("/wado", query_string=query | {"contentType": "image/png"}).status_code == 400
+    stored = client.get("/wado", query_string=query | {"anonymize": ""}).data
+    assert stored == file
+
+
+def test_pixels_that_may_name_the_patient_are_not_given_away(client: FlaskClient) -> None:
+    dataset = make_dataset(BurnedInAnnotation="YES")
+    client.post("/dicomweb/studies", data=make_file(dataset), content_type="application/dicom")
+    query = {"requestType": "WADO", "studyUID": dataset.StudyInstanceUID, "seriesUID": dataset.SeriesInstanceUID}
+    query |= {"objectUID": dataset.SOPInstanceUID, "contentType": "application/dicom", "anonymize": "yes"}
+    answer = client.get("/wado", query_string=query)
+    assert answer.status_code == 406
+    assert answer.json["message"]
