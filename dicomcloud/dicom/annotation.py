@@ -31,7 +31,7 @@ Face = tuple[str, int]  # a font's name or path, and the number of the face in i
 #: In pixels; below, nobody can read them.
 SMALLEST_LETTERS: Final = 9
 _LARGEST: Final = 72
-_MAX_CHARACTERS: Final = 2000
+_MAX_CHARACTERS: Final = 1024  # of a line, which is all that Unformatted Text Value can have
 _WESTERN: Final = "FiraGO"
 _EAST_ASIAN: Final = "NotoSansCJK"
 _JAPANESE, _KOREAN, _CHINESE = 0, 1, 2  # faces of Noto Sans CJK: the same characters are written differently
@@ -159,26 +159,35 @@ def _line_height(size: int) -> int:
     return size + max(size // 4, 2)
 
 
-def _wrapped(text: str, width: float, size: int, character_set: str) -> list[str]:
-    """Lines of at most `width` pixels, broken at spaces, in words only where a word is too long."""
-    if _width(text, size, character_set) <= width:
-        return [text] if text else []
-    lines, line = [], ""
-    for word in text.split(" "):
-        candidate = f"{line} {word}" if line else word
-        if _width(candidate, size, character_set) <= width:
-            line = candidate
-            continue
-        if line:
-            lines.append(line)
-        while len(word) > 1 and _width(word, size, character_set) > width:
-            fitting = next(
-                (end for end in range(len(word) - 1, 1, -1) if _width(word[:end], size, character_set) <= width), 1
-            )
-            lines.append(word[:fitting])
-            word = word[fitting:]
-        line = word
-    return [*lines, line] if line else lines
+def _wrapped(texts: Iterable[str], width: float, size: int, character_set: str, most: int) -> list[str]:
+    """Lines of at most `width` pixels, broken at spaces, in words only where a word is too long; if there would be
+    more than `most` of them, some more."""
+    lines: list[str] = []
+    for text in texts:
+        if len(lines) > most:
+            break
+        lines += _wrapped_text(text, width, size, character_set, most + 1)
+    return lines
+
+
+def _wrapped_text(text: str, width: float, size: int, character_set: str, most: int) -> list[str]:
+    lines: list[str] = []
+    while text and len(lines) <= most:
+        most = int(width / (size * 0.15)) + 1  # no letter is narrower
+        if len(text) <= most and _width(text, size, character_set) <= width:
+            return [*lines, text]
+        fits, fits_not = 1, min(len(text), most) + 1
+        while fits_not - fits > 1:
+            middle = (fits + fits_not) // 2
+            if _width(text[:middle], size, character_set) <= width:
+                fits = middle
+            else:
+                fits_not = middle
+        space = text.rfind(" ", 0, fits + 1)
+        end = space if space > 0 else fits
+        lines.append(text[:end].rstrip(" "))
+        text = text[end:].lstrip(" ")
+    return lines
 
 
 def draw_text(
@@ -200,14 +209,14 @@ def draw_text(
     """
     left, top, right, bottom = box
     width, height = right - left, bottom - top
-    lines = [_printable(line) for line in lines]
+    lines = [_printable(line) for line in lines[: int(height / SMALLEST_LETTERS) + 1]]
     size = size or letter_size(picture.size)
     while True:
-        wrapped = [part for line in lines for part in _wrapped(line, width, size, character_set)]
-        if len(wrapped) * _line_height(size) <= height or size <= SMALLEST_LETTERS:
+        fitting = max(int(height // _line_height(size)), 1)
+        wrapped = _wrapped(lines, width, size, character_set, fitting)
+        if len(wrapped) <= fitting or size <= SMALLEST_LETTERS:
             break
         size = max(size - max(size // 8, 1), SMALLEST_LETTERS)
-    fitting = max(int(height // _line_height(size)), 1)
     if len(wrapped) > fitting:
         wrapped = [*wrapped[: fitting - 1], wrapped[fitting - 1][:-1] + "…"]
     y = bottom - len(wrapped) * _line_height(size) if at_bottom else top
@@ -270,7 +279,7 @@ def annotate(
 
 def patient_lines(attributes: Attributes) -> list[str]:
     """Name (in every script it is given), ID, birth date and sex; what is empty is left out."""
-    name = next(iter(values.values(attributes, "PatientName")), None) or {}
+    name = next((name for name in values.values(attributes, "PatientName") if isinstance(name, dict)), {})
     groups = (_name(name.get(group, "")) for group in ("Alphabetic", "Ideographic", "Phonetic"))
     lines = list(dict.fromkeys(group for group in groups if group))
     patient_id = values.string(attributes, "PatientID")

@@ -341,8 +341,9 @@ def expand_segments(words: Sequence[int], length: int, word_size: int) -> list[i
 
 def rgb_of_cielab(value: Sequence[float]) -> Rgb:
     """sRGB of a CIELab value as DICOM encodes it: three numbers of 16 bits (PS3.3 C.10.7.1.1), D50."""
-    lightness = value[0] / 65535 * 100
-    a, b = (component / 65535 * 255 - 128 for component in value[1:3])
+    fractions = [min(max(component / 65535, 0.0), 1.0) for component in value]
+    lightness = fractions[0] * 100
+    a, b = (fraction * 255 - 128 for fraction in fractions[1:3])
     fy = (lightness + 16) / 116
     xyz = [
         white * (f**3 if f > 6 / 29 else 3 * (6 / 29) ** 2 * (f - 4 / 29))

@@ -115,7 +115,10 @@ class StoredObject:
         if "InlineBinary" in attribute:
             return b64decode(attribute["InlineBinary"])
         if "Value" in attribute:
-            return (numpy.array(attribute["Value"], numpy.int64) & 0xFFFF).astype("<u2").tobytes()
+            try:
+                return (numpy.array(attribute["Value"], numpy.int64) & 0xFFFF).astype("<u2").tobytes()
+            except (TypeError, ValueError, OverflowError):
+                return b""
         path = attribute.get("BulkDataURI")
         value = next((value for value in self.header.bulk_data if value.path == path), None)
         if value is None or value.offset < 0 or value.length > _MAX_BULK_VALUE:
@@ -140,7 +143,7 @@ class StoredObject:
         octets = self.octets(item.get(values.key_of("LUTData")))
         if bits <= 8 and len(octets) in (count, count + 1):
             octets = numpy.frombuffer(octets[:count], numpy.uint8).astype("<u2").tobytes()
-        octets = octets[: 2 * count & ~1]
+        octets = octets[: min(2 * count, len(octets) & ~1)]
         return LookupTable(first, bits, octets) if octets and 1 <= bits <= 16 else None
 
     def palette(self) -> Palette | None:
@@ -158,7 +161,7 @@ class StoredObject:
                 octets = self._expanded(f"Segmented{colour}PaletteColorLookupTableData", count, bits)
             elif bits <= 8 and len(octets) in (count, count + 1):
                 octets = numpy.frombuffer(octets[:count], numpy.uint8).astype("<u2").tobytes()
-            octets = octets[: 2 * count & ~1]
+            octets = octets[: min(2 * count, len(octets) & ~1)]
             if not octets:
                 return None
             channels.append(octets)
@@ -225,8 +228,8 @@ class StoredImage(StoredObject):
         for group in self.groups(number):
             for attribute in group.values():
                 for item in attribute.get("Value", ()) if attribute.get("vr") == "SQ" else ():
-                    if values.values(item, keyword):
-                        return item  # type: ignore[no-any-return]
+                    if isinstance(item, dict) and values.values(item, keyword):
+                        return item
         return {}
 
     @functools.cached_property
@@ -300,7 +303,7 @@ class StoredImage(StoredObject):
         are for grayscale images and are ignored for others (PS3.18 8.3.5.1.4).
         """
         samples, image = self.samples(number)
-        if self.is_segmentation:
+        if self.is_segmentation and image.samples == 1:
             return self._segments(number, samples, image)
         if image.samples > 1:
             return _colour_picture(samples, image)

@@ -59,7 +59,8 @@ def string(attributes: Attributes, keyword: str) -> str:
 
 def items(attributes: Attributes, keyword: str) -> list[Attributes]:
     """The items of a sequence."""
-    return [item for item in values(attributes, keyword) if isinstance(item, Mapping)]
+    attribute = attributes.get(key_of(keyword))
+    return (attribute.get("Value") or []) if attribute and attribute.get("vr") == "SQ" else []
 
 
 def item(attributes: Attributes, keyword: str) -> Attributes:
