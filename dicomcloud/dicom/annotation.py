@@ -345,6 +345,8 @@ _GEOMETRY: Final = (
 
 def _quantity(image: StoredImage, number: int, keyword: str, before: str, after: str) -> str:
     value = values.number(image.find(number, keyword), keyword)
+    if value is not None and keyword == "MagneticFieldStrength" and value > 50:
+        value /= 10_000  # older scanners give gauss
     return f"{before}{value:.6g}{after}" if value is not None else ""
 
 

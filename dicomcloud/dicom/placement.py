@@ -139,6 +139,9 @@ def _resized(
         return picture
     if not smooth and size[0] >= box[2] - box[0]:
         return picture.resize(size, Image.Resampling.NEAREST, box=box)
+    factor = (picture.width // size[0], picture.height // size[1])
+    if min(factor) > 1 and box == (0.0, 0.0, size[0] * factor[0], size[1] * factor[1]) == (0.0, 0.0, *picture.size):
+        return picture.reduce(factor)
     # A reduction by whole numbers first: as good, and much faster.
     return picture.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=1.5)
 
