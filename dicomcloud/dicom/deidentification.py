@@ -210,10 +210,10 @@ class Deidentifier:
                 if file.transfer_syntax == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
                     file = file.converted(inflated, self._max_inflated)
                 dataset = file.read_dataset()
-                rule = self._pixel_rule(dataset)
+                rule = self._pixel_rule(dataset) if file.has_pixels else None
                 run = _Run(self, dataset)
-                work = bool(rule and rule.regions) or run.embedded_overlay_bits != 0
-                if work and file.has_pixels and file.encapsulated:
+                work = file.has_pixels and (bool(rule and rule.regions) or run.embedded_overlay_bits != 0)
+                if work and file.encapsulated:
                     file = file.converted(inflated, self._max_inflated)
                     dataset = file.read_dataset()
                     run = _Run(self, dataset)
@@ -624,6 +624,8 @@ class _Run:
                     self._protect(item, replace(context, depth=context.depth + 1))
             elif written == "UI" or vr == "UI":
                 self._replace_uids(dataset, element, "UI", context)
+            elif vr in _TEXTS and element.is_raw and element.VR in (None, "UN"):
+                dataset[element.tag] = element._replace(VR=vr)  # type: ignore[union-attr]  # now it is swept
         for tag in creators.keys() - used:
             del dataset[tag]
 
