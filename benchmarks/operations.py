@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import base64
+import gzip
+import io
 from calendar import monthrange
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import orjson
+from PIL import Image
 
 from .client import Answer, BadAnswer, Connection, Request
-from .data import MULTI_FRAMES, Data, Instance, Study
+from .data import MULTI_FRAMES, Data, Instance, Study, ct_pixels
 
 JSON = (("Accept", "application/dicom+json"),)
 DICOM = (("Accept", 'multipart/related; type="application/dicom"; transfer-syntax=*'),)
 FRAMES = (("Accept", 'multipart/related; type="application/octet-stream"; transfer-syntax=*'),)
 J2K_FRAMES = (("Accept", 'multipart/related; type="image/jp2"; transfer-syntax=1.2.840.10008.1.2.4.90'),)
+DECODED_FRAMES = (
+    ("Accept", 'multipart/related; type="application/octet-stream"; transfer-syntax=1.2.840.10008.1.2.1'),
+)
+GZIP_JSON = (*JSON, ("Accept-Encoding", "gzip"))
+JPEG = (("Accept", "image/jpeg"),)
 _BOUNDARY = "benchmark-boundary-4f0c7f3a9d"
 LIMIT = 25
 
@@ -132,6 +140,15 @@ def _uids(start: bytes) -> Iterable[str]:
     while at >= 0:
         yield start[at : at + 42].decode("latin-1")
         at = start.find(b"2.25.", at + 1)
+
+
+def check_picture(answer: Answer) -> None:
+    """A JPEG of 512 × 512 pixels that are not all the same."""
+    _status(answer)
+    with Image.open(io.BytesIO(answer.body)) as picture:
+        expect((picture.format, picture.size) == ("JPEG", (512, 512)), f"{picture.format} of {picture.size}")
+        low, high = picture.convert("L").getextrema()
+        expect(low != high, "an empty picture")
 
 
 def check_metadata(answer: Answer, expected: Mapping[str, Mapping[str, Any]]) -> None:
@@ -287,6 +304,25 @@ def operations(data: Data) -> list[Operation]:
 
         return Request("GET", f"{one.path()}/frames/1", J2K_FRAMES), check
 
+    def frame_decoded(number: int) -> tuple[Request, Check]:
+        one, _ = data.jpeg_2000
+        pixels = ct_pixels(1).tobytes()
+        return Request("GET", f"{one.path()}/frames/1", DECODED_FRAMES), lambda answer: check_parts(answer, pixels)
+
+    def rendered(number: int) -> tuple[Request, Check]:
+        one = slices[number * 17 % len(slices)]
+        return Request("GET", f"{one.path()}/rendered", JPEG), check_picture
+
+    def metadata_compressed(number: int) -> tuple[Request, Check]:
+        path = f"{slices[0].path('study')}/metadata"
+
+        def check(answer: Answer) -> None:
+            if answer.headers.get("content-encoding") == "gzip":
+                answer = replace(answer, body=memoryview(gzip.decompress(answer.body)))
+            check_metadata(answer, data.slice_metadata)
+
+        return Request("GET", path, GZIP_JSON), check
+
     def metadata(number: int) -> tuple[Request, Check]:
         one = slices[number * 17 % len(slices)]
         path, wanted = f"{one.path()}/metadata", {one.sop_uid: data.slice_metadata[one.sop_uid]}
@@ -326,8 +362,11 @@ def operations(data: Data) -> list[Operation]:
         Operation("frame, native", frame, 1.5, 300, 60),
         Operation("frame of a 120-frame object", frame_of_many, 10, 60, 12),
         Operation("frame, JPEG 2000 as stored", frame_as_stored, 2, 300, 60),
+        Operation("frame, JPEG 2000 decoded", frame_decoded, 1, 60, 12),
+        Operation("CT slice rendered as JPEG", rendered, 2, 150, 30),
         Operation("metadata of an instance", metadata, 1, 300, 60),
         Operation("metadata of 300 instances", metadata_of_study, 20, 20, 6),
+        Operation("metadata of 300, gzip", metadata_compressed, 100, 20, 6),
         Operation("series of 300 instances", series, 1, 12, 4, parallel=False),
         Operation("STOW of 50 instances", storing(50), 2, 12, 4, parallel=False, afterwards=retrieve_sent),
         Operation("STOW of 1 instance", storing(1), 1, 200, 30, afterwards=retrieve_sent),
