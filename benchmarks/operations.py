@@ -21,9 +21,7 @@ JSON = (("Accept", "application/dicom+json"),)
 DICOM = (("Accept", 'multipart/related; type="application/dicom"; transfer-syntax=*'),)
 FRAMES = (("Accept", 'multipart/related; type="application/octet-stream"; transfer-syntax=*'),)
 J2K_FRAMES = (("Accept", 'multipart/related; type="image/jp2"; transfer-syntax=1.2.840.10008.1.2.4.90'),)
-DECODED_FRAMES = (
-    ("Accept", 'multipart/related; type="application/octet-stream"; transfer-syntax=1.2.840.10008.1.2.1'),
-)
+DECODED_FRAMES = (("Accept", 'multipart/related; type="application/octet-stream"'),)
 GZIP_JSON = (*JSON, ("Accept-Encoding", "gzip"))
 JPEG = (("Accept", "image/jpeg"),)
 _BOUNDARY = "benchmark-boundary-4f0c7f3a9d"
