@@ -462,6 +462,7 @@ class Archive:
         """
         keys = self.index.remove(study, series, instance) or self._missing(study, series, instance)
         self._remove_files(keys)
+        self.cache.forget(study)
         return len(keys)
 
     def _remove_files(self, keys: Sequence[str]) -> None:
@@ -473,6 +474,7 @@ class Archive:
                 log.warning("file %s could not be removed yet: %s", key, error.strerror)
             else:
                 removed.append(key)
+                self.cache.forget(key)
         self.index.files_removed(removed)
 
     # Keeping index and files one

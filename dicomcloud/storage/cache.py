@@ -1,11 +1,11 @@
 """A size-limited cache of results on disk, shared by processes without locks.
 
-    <folder>/3f/3fa9….bin    a result under the hash of its key: neither UIDs nor names are part of a path
-    <folder>/spool/          files being written (.part)
+    <folder>/3f/3fa9…-77….bin    a result: hash of its subject, the first word of its key, and of the whole key
+    <folder>/spool/              files being written (.part)
 
 A result is written beside and renamed, so that a reader sees all of it or nothing. Keys name what never changes (a
 stored file, a revision) and what was done with it: nothing is ever invalidated, only removed, the least recently used
-first. The folder may be deleted at any time, also while the server runs.
+first, and with `forget` all of a subject that is deleted. Neither UIDs nor names are part of a path. The folder may be deleted at any time, also while the server runs.
 """
 
 from __future__ import annotations
@@ -105,9 +105,17 @@ class DiskCache:
         self._count(size)
         return file
 
+    def forget(self, subject: str) -> None:
+        """Remove all results whose key begins with this word: what they were made of is deleted."""
+        name = _digest(subject, 8)
+        for entry in _entries(self._folder / name[:2]):
+            if entry.name.startswith(f"{name}-"):
+                with suppress(OSError):  # removed by another process, or open (Windows): it goes as the oldest
+                    os.unlink(entry.path)
+
     def _path(self, key: str) -> Path:
-        name = blake2b(key.encode(), digest_size=20).hexdigest()
-        return self._folder / name[:2] / f"{name}.bin"
+        subject = _digest(key.partition(" ")[0], 8)
+        return self._folder / subject[:2] / f"{subject}-{_digest(key, 20)}.bin"
 
     def _rename(self, path: Path, key: str) -> None:
         target = self._path(key)
@@ -156,6 +164,10 @@ class DiskCache:
             total -= size
             if total <= self._max_bytes * _REMAINING:
                 return
+
+
+def _digest(text: str, size: int) -> str:
+    return blake2b(text.encode(), digest_size=size).hexdigest()
 
 
 def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:

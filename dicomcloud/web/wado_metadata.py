@@ -151,7 +151,7 @@ def _cached_json(archive: Archive, base: str, study: str, series: str | None, *,
 def _segments(archive: Archive, base: str, study: str, series: str | None) -> Iterator[bytes]:
     """The texts of each series, separated by commas, as a gzip segment."""
     for uid, version in archive.series_versions(study, series):
-        key = f"metadata {study} {uid} {version} {base}"
+        key = f"{study} metadata {uid} {version} {base}"
         segment = archive.cache.read(key)
         if segment is None:
             segment = pack_segment(_separated(_located(archive.documents(study, uid), base)))

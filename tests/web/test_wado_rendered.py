@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,22 @@ def test_compressed_frames_are_rendered_like_native_ones(client: FlaskClient) ->
     (url,) = store(client, target.getvalue())
     for _ in range(2):  # the second time from the cache
         assert client.get(f"{url}/rendered", headers={"Accept": "image/png"}).data == native
+
+
+def test_what_was_made_of_an_instance_goes_with_it(client: FlaskClient, tmp_path: Path) -> None:
+    dataset = gradient()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    target = BytesIO()
+    dataset.save_as(target, enforce_file_format=True)
+    (url,) = store(client, target.getvalue())
+    assert client.get(f"{url}/rendered").status_code == 200
+    assert client.get(f"{url}/frames/1").status_code == 200
+    assert client.get(url.partition("/instances/")[0] + "/metadata", headers={"Accept-Encoding": "gzip"}).data
+    assert len(list((tmp_path / "data" / "cache").rglob("*.bin"))) >= 3
+    client.delete(url)
+    assert list((tmp_path / "data" / "cache").rglob("*.bin")) == []
 
 
 def test_thumbnails_are_small_and_show_no_name(client: FlaskClient) -> None:
