@@ -5,7 +5,8 @@
 
 A result is written beside and renamed, so that a reader sees all of it or nothing. Keys name what never changes (a
 stored file, a revision) and what was done with it: nothing is ever invalidated, only removed, the least recently used
-first, and with `forget` all of a subject that is deleted. Neither UIDs nor names are part of a path. The folder may be deleted at any time, also while the server runs.
+first, and with `forget` all of a subject that is deleted. Neither UIDs nor names are part of a path. The folder may be
+deleted at any time, also while the server runs.
 """
 
 from __future__ import annotations
