@@ -49,7 +49,7 @@ def create_app(configuration: Settings | None = None) -> Flask:
     logging.basicConfig(level=configuration.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     opened = open_archive(configuration)
     opened.migrate()
-    opened.recover()
+    opened.upkeep.recover()
     app = Flask("dicomcloud", static_folder=None, template_folder=None)
     web.register(
         app,

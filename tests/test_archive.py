@@ -117,7 +117,7 @@ def test_other_bytes_under_the_same_uid(
     assert (second.failure is FailureReason.DUPLICATE_SOP_INSTANCE) == (policy == "reject")
     assert content(archive, first) == sent[kept]
     assert len(stored_files(files)) == (2 if policy == "replace" else 1)
-    assert list(archive.verify(checksums=True)) == []
+    assert list(archive.upkeep.verify(checksums=True)) == []
 
 
 def test_delete_removes_files_and_remembers(archive: Archive, files: Path) -> None:
@@ -153,9 +153,9 @@ def test_files_whose_rows_were_not_written_get_them_at_the_next_start(archive: A
     incoming.write(sent)
     storage.commit([incoming])  # and here the power goes
     assert archive.index.counts()["instances"] == 0
-    archive.recover()
+    archive.upkeep.recover()
     assert archive.index.counts()["instances"] == 1
-    assert list(archive.verify(checksums=True)) == []
+    assert list(archive.upkeep.verify(checksums=True)) == []
     assert storage.unconfirmed() == []
 
 
@@ -165,9 +165,9 @@ def test_recovery_drops_a_file_whose_instance_is_there_already(archive: Archive,
     incoming = archive._storage.receive()
     incoming.write(sent)
     archive._storage.commit([incoming])
-    archive.recover()
+    archive.upkeep.recover()
     assert len(stored_files(files)) == 1
-    assert list(archive.verify()) == []
+    assert list(archive.upkeep.verify()) == []
 
 
 def test_files_that_could_not_be_deleted_go_at_the_next_start(
@@ -180,8 +180,8 @@ def test_files_that_could_not_be_deleted_go_at_the_next_start(
         archive.delete(dataset.StudyInstanceUID)
     assert len(stored_files(files)) == 1
     assert archive.index.counts()["instances"] == 0
-    assert list(archive.verify()) == []  # known to be on its way out
-    archive.recover()
+    assert list(archive.upkeep.verify()) == []  # known to be on its way out
+    archive.upkeep.recover()
     assert stored_files(files) == []
 
 
@@ -194,11 +194,11 @@ def test_verify_finds_a_missing_file_and_repair_takes_its_row_out(archive: Archi
     store(archive, make_file(dataset), make_file())
     (path,) = [path for path in stored_files(files) if dataset.SOPInstanceUID.encode() in path.read_bytes()]
     path.unlink()
-    (finding,) = archive.verify()
+    (finding,) = archive.upkeep.verify()
     assert (finding.kind, finding.repaired) == ("missing file", False)
-    (finding,) = archive.verify(repair=True)
+    (finding,) = archive.upkeep.verify(repair=True)
     assert finding.repaired
-    assert list(archive.verify()) == []
+    assert list(archive.upkeep.verify()) == []
     assert archive.index.counts()["studies"] == 1
 
 
@@ -209,8 +209,8 @@ def test_verify_finds_a_file_without_row_and_repair_files_it(archive: Archive, f
     orphan.write_bytes(make_file())
     broken = path.with_name("zzz" + path.name[3:])
     broken.write_bytes(make_file()[:-9])
-    assert [finding.kind for finding in archive.verify()] == ["unknown file", "unknown file"]
-    assert [finding.kind for finding in archive.verify(repair=True)] == ["unknown file", "unreadable file"]
+    assert [finding.kind for finding in archive.upkeep.verify()] == ["unknown file", "unknown file"]
+    assert [finding.kind for finding in archive.upkeep.verify(repair=True)] == ["unknown file", "unreadable file"]
     assert archive.index.counts()["instances"] == 2
     assert broken.exists()
 
@@ -220,8 +220,8 @@ def test_verify_finds_changed_files(archive: Archive, files: Path) -> None:
     first, second = stored_files(files)
     first.write_bytes(first.read_bytes() + b"\0\0")
     second.write_bytes(second.read_bytes().replace(b"Doe^Jane", b"Doe^John"))
-    assert [finding.kind for finding in archive.verify()] == ["wrong size"]
-    assert [finding.kind for finding in archive.verify(checksums=True)] == ["wrong size", "wrong checksum"]
+    assert [finding.kind for finding in archive.upkeep.verify()] == ["wrong size"]
+    assert [finding.kind for finding in archive.upkeep.verify(checksums=True)] == ["wrong size", "wrong checksum"]
 
 
 def test_the_index_is_rebuilt_from_the_files(archive: Archive, files: Path) -> None:
@@ -236,14 +236,14 @@ def test_the_index_is_rebuilt_from_the_files(archive: Archive, files: Path) -> N
     unreadable.write_bytes(b"not dicom")
     archive.index.clear()
     assert archive.index.counts()["instances"] == 0
-    steps = list(archive.reindex())
+    steps = list(archive.upkeep.reindex())
     assert [step.key for step in steps if step.message] == [unreadable.relative_to(files).as_posix()]
     assert archive.index.counts() == before
     assert b"".join(archive.documents(dataset.StudyInstanceUID)) == document
     assert b"Changed" in document
     assert content(archive, items[0])
     unreadable.unlink()
-    assert list(archive.verify(checksums=True)) == []
+    assert list(archive.upkeep.verify(checksums=True)) == []
 
 
 def test_a_full_disk_fails_the_instance_and_changes_nothing(

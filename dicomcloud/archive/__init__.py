@@ -1,0 +1,539 @@
+"""The archive: stores, opens and deletes instances, and keeps the index and the files one.
+
+Store:  file, sync, rename, then row. Delete: row first, file second. A crash between the two leaves at most a file
+without a row, which `recover` (at start) and `verify` find again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from io import BytesIO
+from itertools import chain
+from pathlib import Path
+from tempfile import SpooledTemporaryFile, gettempdir
+from typing import Any, BinaryIO, Generic, NamedTuple, NoReturn, TypeVar, cast
+
+from ..dicom import header as dicom_header
+from ..dicom import metadata
+from ..dicom.codecs import ImagePixel, encoded
+from ..dicom.damaged import read_damaged_value
+from ..dicom.deidentification import CannotDeidentify, Deidentifier
+from ..dicom.pixel_data import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    TRANSFER_SYNTAXES,
+    CannotEncode,
+    CannotTranscode,
+    TransferSyntax,
+    decode_frame,
+    transcode,
+    transcode_file,
+    transcode_frame_of_file,
+)
+from ..dicom.workers import CodecPool
+from ..errors import Gone, NotFound, Unavailable
+from ..index.database import Database, migrate, open_database, pending
+from ..index.repository import Index, InstanceRow
+from ..quarantine import Quarantine
+from ..storage import FileMissing, Storage, open_storage
+from ..storage.cache import DiskCache
+from .store import DuplicatePolicy, StoreBatch, StoreItem, StoreReport
+from .upkeep import Finding, ReindexStep, Upkeep
+
+__all__ = [
+    "Archive",
+    "Finding",
+    "InstanceRow",
+    "ReindexStep",
+    "SeriesVersion",
+    "StoreBatch",
+    "StoreItem",
+    "StoreReport",
+    "open_archive",
+]
+
+Result = TypeVar("Result")
+MIGRATIONS = Path(__file__).resolve().parent.parent.parent / "migrations"
+
+_PIECE = 1 << 20  # bytes copied at a time
+_IN_MEMORY = 4 << 20  # bytes of a converted instance that need no temporary file on disk
+
+
+class SeriesVersion(NamedTuple):
+    """A series at one time: another `version` after every change below it, never seen before."""
+
+    series_uid: str
+    version: str
+
+
+class Archive:
+    """One index and one store, kept one. Safe to use from many threads and processes."""
+
+    def __init__(
+        self,
+        database: Database,
+        storage: Storage,
+        *,
+        cache: DiskCache | None = None,
+        codec_workers: int = 1,
+        duplicates: DuplicatePolicy = "reject",
+        max_inflated_bytes: int = 1 << 30,
+        min_free_bytes: int = 0,
+        quarantine: Quarantine | None = None,
+        deidentify_on_store: Callable[[], Deidentifier] | None = None,
+        deidentify_on_retrieve: Callable[[], Deidentifier] | None = None,
+    ) -> None:
+        self.index = Index(database)
+        self.cache = cache or DiskCache(Path(gettempdir()) / "dicomcloud", 0)
+        self._codecs = CodecPool(codec_workers)
+        self.duplicates = duplicates
+        self.max_inflated_bytes = max_inflated_bytes
+        self.quarantine = quarantine
+        self.deidentify_on_store = deidentify_on_store
+        self._deidentify_on_retrieve = deidentify_on_retrieve
+        self._min_free_bytes = min_free_bytes
+        self._database = database
+        self._storage = storage
+        self.upkeep = Upkeep(self.index, storage, self.cache, max_inflated_bytes=max_inflated_bytes)
+
+    def close(self) -> None:
+        """Let go of the database connection of this thread, and of the codec processes."""
+        self._codecs.close()
+        self._database.close()
+
+    def check(self) -> None:
+        """Ask index and storage for a sign of life. Raises Unavailable or OSError."""
+        self.index.has_file("")
+        self._storage.free_bytes()
+
+    # Store
+
+    def begin_store(
+        self,
+        study_uid: str | None = None,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        quarantine: bool = True,
+    ) -> StoreBatch:
+        """A unit of work that stores instances; with `study_uid`, those of any other study fail (PS3.18 10.5.1.1).
+
+        `changes` are attributes that every instance gets (`coercion.read_change`). `quarantine` is False where what
+        cannot be stored is not lost: its sender keeps the file. Raises Unavailable when the disk is about to be full.
+        """
+        if self._min_free_bytes and self._storage.free_bytes() < self._min_free_bytes:
+            raise Unavailable("The storage is full; nothing can be stored at the moment", retry_after=600)
+        return StoreBatch(
+            self.index,
+            self._storage,
+            duplicates=self.duplicates,
+            max_inflated_bytes=self.max_inflated_bytes,
+            deidentify=self.deidentify_on_store,
+            study_uid=study_uid,
+            changes=changes or {},
+            quarantine=self.quarantine if quarantine else None,
+        )
+
+    # Retrieve
+
+    def instances(self, study: str, series: str | None = None, instance: str | None = None) -> list[InstanceRow]:
+        """The stored instances of a study, a series or one instance, in reading order. Raises NotFound, Gone."""
+        return self.index.instances(study, series, instance) or self._missing(study, series, instance)
+
+    def frames(self, study: str, series: str, instance: str) -> tuple[InstanceRow, dicom_header.Frames | None]:
+        """One instance and where its frames lie (None without pixel data). Raises NotFound, Gone."""
+        row, packed = self.index.frames(study, series, instance) or self._missing(study, series, instance)
+        return row, dicom_header.Frames.unpack(packed) if packed else None
+
+    def bulk_value(
+        self, study: str, series: str, instance: str, path: str
+    ) -> tuple[InstanceRow, dicom_header.BulkValue]:
+        """One instance and where a bulk value of it lies. Raises NotFound, Gone."""
+        row, packed = self.index.bulk_data(study, series, instance) or self._missing(study, series, instance)
+        value = dicom_header.find_bulk_value(packed, f"/{path}")
+        if value is None:
+            raise NotFound(f"The instance has no bulk data at {path[:200]!r}")
+        return row, value
+
+    def document(self, study: str, series: str, instance: str) -> tuple[InstanceRow, bytes]:
+        """One instance and its DICOM JSON text. Raises NotFound, Gone."""
+        return self.index.document(study, series, instance) or self._missing(study, series, instance)
+
+    def documents(self, study: str, series: str | None = None, instance: str | None = None) -> Iterator[bytes]:
+        """The DICOM JSON text of each instance, in reading order. Raises NotFound, Gone."""
+        documents = self.index.documents(study, series, instance)
+        first = next(documents, None)
+        return chain([first or self._missing(study, series, instance)], documents)
+
+    def version(self, study: str, series: str | None = None) -> tuple[str, datetime]:
+        """A text that changes with every change below the study or series; and when that was. Raises NotFound, Gone."""
+        revision, changed_at = self.index.revision(study, series) or self._missing(study, series, None)
+        return _version(revision, changed_at), changed_at
+
+    def series_versions(self, study: str, series: str | None = None) -> list[SeriesVersion]:
+        """The series of a study (or only one) in reading order. Raises NotFound, Gone."""
+        found = self.index.series_revisions(study, series) or self._missing(study, series, None)
+        return [SeriesVersion(uid, _version(revision, changed_at)) for uid, revision, changed_at in found]
+
+    # Whole files
+
+    def open_file(self, row: InstanceRow) -> BinaryIO:
+        """The file as it was stored. Raises NotFound, Gone when it has been deleted since the index was asked."""
+        try:
+            return self._storage.open(row.file_key)
+        except FileMissing:
+            self._deleted_meanwhile(row)
+
+    def _deleted_meanwhile(self, row: InstanceRow) -> NoReturn:
+        if self.index.has_file(row.file_key):
+            raise FileNotFoundError(f"the file {row.file_key} is lost")
+        self._missing(row.study_uid, row.series_uid, row.sop_uid)
+
+    def may_become(self, row: InstanceRow, attributes: Mapping[str, Any], transfer_syntax: str) -> bool:
+        """Whether the instance can be had in this transfer syntax, told from its attributes (DICOM JSON) alone.
+
+        A promise but for pixel data that are not what the attributes say.
+        """
+        stored, wanted = TRANSFER_SYNTAXES.get(row.transfer_syntax), TRANSFER_SYNTAXES.get(transfer_syntax)
+        if row.transfer_syntax == transfer_syntax:
+            return True
+        if stored is None or wanted is None or not wanted.encodable:
+            return False
+        if stored.encapsulated and row.number_of_frames and not stored.decodable:
+            return False
+        return not wanted.encapsulated or _takes(wanted, attributes, decoded=stored.encapsulated)
+
+    def open_as(self, row: InstanceRow, transfer_syntax: str) -> BinaryIO:
+        """The instance in another transfer syntax, as a file. Raises CannotTranscode, NotFound, Gone."""
+        return self._begin_open_as(row, transfer_syntax).result()
+
+    def open_each_as(self, rows: Iterable[InstanceRow], transfer_syntax: str) -> Iterator[BinaryIO | CannotTranscode]:
+        """`open_as` of many, in order; the next ones are worked on while one is used."""
+        return self._ahead(self._begin_open_as(row, transfer_syntax) for row in rows)
+
+    def _begin_open_as(self, row: InstanceRow, transfer_syntax: str) -> _Pending[BinaryIO]:
+        if not _is_pixel_work(row.transfer_syntax, transfer_syntax):
+            return _Pending(lambda: self._open_converted(row, transfer_syntax))
+        key = f"{row.file_key} {transfer_syntax}"
+        if cached := self.cache.open(key):
+            return _Pending(lambda: cached, drop=cached.close)
+        source = str(self._storage.local_path(row.file_key))
+        path = self.cache.spool()
+        future = self._codecs.submit(
+            transcode_file, source, str(path), transfer_syntax, max_inflated=self.max_inflated_bytes
+        )
+
+        def finish() -> BinaryIO:
+            try:
+                future.result()
+                return self.cache.keep(path, key)
+            except FileNotFoundError:  # the file, or the cache, was deleted just now
+                return self._open_converted(row, transfer_syntax)
+            except CannotTranscode:
+                path.unlink(missing_ok=True)  # a process that crashed has left it
+                raise
+
+        def drop() -> None:
+            if not future.cancel():
+                future.add_done_callback(lambda _: path.unlink(missing_ok=True))
+
+        return _Pending(finish, drop=drop)
+
+    def open_deidentified(self, row: InstanceRow, transfer_syntax: str) -> BinaryIO:
+        """A de-identified copy of the instance (PS3.15 Annex E) in this transfer syntax, as a file.
+
+        Raises CannotDeidentify, CannotTranscode, NotFound, Gone.
+        """
+        if self._deidentify_on_retrieve is None:
+            raise CannotDeidentify("This server is not set up to de-identify.")
+        with SpooledTemporaryFile(_IN_MEMORY) as copy, self.open_file(row) as source:
+            self._deidentify_on_retrieve().deidentify(source, cast(BinaryIO, copy))
+            copy.seek(0)
+            target = cast(BinaryIO, SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115 (the caller closes it)
+            try:
+                transcode(cast(BinaryIO, copy), target, transfer_syntax, max_inflated=self.max_inflated_bytes)
+            except BaseException:
+                target.close()
+                raise
+        target.seek(0)
+        return target
+
+    def _open_converted(self, row: InstanceRow, transfer_syntax: str) -> BinaryIO:
+        """The instance in another transfer syntax, converted here and now into a temporary file."""
+        target = cast(BinaryIO, SpooledTemporaryFile(max_size=_IN_MEMORY))  # noqa: SIM115 (the caller closes it)
+        try:
+            with self.open_file(row) as source:
+                transcode(source, target, transfer_syntax, max_inflated=self.max_inflated_bytes)
+        except BaseException:
+            target.close()
+            raise
+        target.seek(0)
+        return target
+
+    # Frames
+
+    def read_frame(self, row: InstanceRow, frames: dicom_header.Frames, number: int) -> bytes:
+        """The stored bit stream of one frame (from 1); little endian when it is native.
+
+        1-bit frames begin at the lowest bit of their first byte. Raises CannotTranscode, LookupError, NotFound, Gone.
+        """
+        if not frames.encapsulated and not (_is_plain(row) and frames.on_byte_boundaries):
+            if _is_deflated(row):
+                return self.frame_as(row, frames, number, EXPLICIT_VR_LITTLE_ENDIAN)
+            with self.open_file(row) as source:
+                return decode_frame(source, number)
+        runs = frames.locate(number)
+        try:
+            return b"".join([self._storage.read(row.file_key, offset, length) for offset, length in runs])
+        except FileMissing:
+            self._deleted_meanwhile(row)
+
+    def read_stream(
+        self, row: InstanceRow, frames: dicom_header.Frames, first: int = 0, end: int | None = None
+    ) -> Iterator[bytes]:
+        """All frames together as they are stored, e.g. a whole video, in pieces; of these the bytes first to end."""
+        at = 0  # in the stream
+        for offset, length in frames.stream():
+            start, stop = max(first - at, 0), length if end is None else min(end - at, length)
+            at += length
+            for begin in range(start, stop, _PIECE):
+                yield self._storage.read(row.file_key, offset + begin, min(_PIECE, stop - begin))
+
+    def frame_as(self, row: InstanceRow, frames: dicom_header.Frames, number: int, transfer_syntax: str) -> bytes:
+        """The bit stream of one frame (from 1) in another transfer syntax; native in an uncompressed one.
+
+        Raises CannotTranscode, LookupError, NotFound, Gone.
+        """
+        return self._begin_frame(row, frames, number, transfer_syntax).result()
+
+    def frames_as(
+        self, row: InstanceRow, frames: dicom_header.Frames, numbers: Iterable[int], transfer_syntax: str
+    ) -> Iterator[bytes | CannotTranscode]:
+        """`frame_as` of many, in the order of `numbers`; the next ones are worked on while one is used."""
+        return self._ahead(self._begin_frame(row, frames, number, transfer_syntax) for number in numbers)
+
+    def _begin_frame(
+        self, row: InstanceRow, frames: dicom_header.Frames, number: int, transfer_syntax: str
+    ) -> _Pending[bytes]:
+        key = f"{row.file_key} {number} {transfer_syntax}"
+        cached = self.cache.read(key)
+        if cached is not None:
+            return _Pending(lambda: cached)
+        future = self._codecs.submit(
+            transcode_frame_of_file,
+            str(self._storage.local_path(row.file_key)),
+            number,
+            transfer_syntax,
+            frames.pack(),
+            max_inflated=self.max_inflated_bytes,
+        )
+
+        def finish() -> bytes:
+            try:
+                frame = future.result()
+            except FileNotFoundError:
+                self._deleted_meanwhile(row)
+            self.cache.write(key, frame)
+            return frame
+
+        return _Pending(finish, drop=future.cancel)
+
+    def _ahead(self, begun: Iterator[_Pending[Result]]) -> Iterator[Result | CannotTranscode]:
+        """The results in order, while as many as there are codec processes are under way."""
+        waiting: deque[_Pending[Result]] = deque()
+        try:
+            for pending in begun:
+                waiting.append(pending)
+                if len(waiting) > self._codecs.size:
+                    yield waiting.popleft().outcome()
+            while waiting:
+                yield waiting.popleft().outcome()
+        finally:
+            for pending in waiting:
+                pending.drop()
+
+    # Renderings
+
+    def rendered(self, row: InstanceRow, render: Callable[..., bytes], *arguments: object) -> bytes:
+        """`render(path of the file, *arguments)`, from the cache where it was made before.
+
+        Compressed frames are decoded in the codec processes; native ones are drawn here, which takes less time than
+        the way there. Raises what `render` raises, NotFound, Gone.
+        """
+        key = f"{row.file_key} {render.__name__} {arguments!r}"
+        if (cached := self.cache.read(key)) is not None:
+            return cached
+        path = str(self.path_of(row))
+        syntax = TRANSFER_SYNTAXES.get(row.transfer_syntax)
+        try:
+            if syntax is not None and (syntax.encapsulated or syntax.deflated):
+                picture = self._codecs.submit(render, path, *arguments).result()
+                self.cache.write(key, picture)
+            else:
+                picture = render(path, *arguments)
+        except FileNotFoundError:
+            self._deleted_meanwhile(row)
+        return picture
+
+    def path_of(self, row: InstanceRow) -> Path:
+        """Where the file lies on this machine."""
+        return self._storage.local_path(row.file_key)
+
+    # Bulk data
+
+    def bulk_values(self, row: InstanceRow) -> list[dicom_header.BulkValue]:
+        """Every bulk value of an instance. Raises NotFound, Gone when it is there no more."""
+        found = self.index.bulk_data(row.study_uid, row.series_uid, row.sop_uid)
+        _, packed = found or self._missing(row.study_uid, row.series_uid, row.sop_uid)
+        return dicom_header.unpack_bulk_data(packed)
+
+    def open_bulk_value(self, row: InstanceRow, value: dicom_header.BulkValue) -> tuple[BinaryIO, int]:
+        """A file positioned on the bytes of a bulk value, little endian, and their number. Raises CannotTranscode."""
+        if value.offset < 0:
+            with self.open_file(row) as damaged:
+                data = read_damaged_value(damaged, value.path)
+            return BytesIO(data), len(data)
+        if _is_plain(row):
+            file = self.open_file(row)
+        else:  # deflated or big endian: the same value of the converted file
+            file = self.open_as(row, EXPLICIT_VR_LITTLE_ENDIAN)
+            header = dicom_header.scan(file.read(), max_inflated=self.max_inflated_bytes)
+            value = next(other for other in header.bulk_data if other.path == value.path)
+        file.seek(value.offset)
+        return file, value.length
+
+    def _missing(self, study: str, series: str | None, instance: str | None) -> NoReturn:
+        what = f"study {study}"
+        if series is not None:
+            what = f"series {series} in the {what}"
+        if instance is not None:
+            what = f"instance {instance} in the {what}"
+        if self.index.was_deleted(study, series, instance):
+            raise Gone(f"The {what} was deleted")
+        raise NotFound(f"There is no {what}")
+
+    # Delete
+
+    def delete(self, study: str, series: str | None = None, instance: str | None = None) -> int:
+        """Delete a study, series or instance and the parents that are empty then; return how many files went.
+
+        Raises NotFound, Gone.
+        """
+        keys = self.index.remove(study, series, instance) or self._missing(study, series, instance)
+        self.upkeep.remove_files(keys)
+        self.cache.forget(study)
+        return len(keys)
+
+    # The schema
+
+    def migrate(self) -> list[str]:
+        """Bring the database to this version's schema; return the names of the migrations applied."""
+        return migrate(self._database, MIGRATIONS)
+
+    def pending_migrations(self) -> list[str]:
+        return pending(self._database, MIGRATIONS)
+
+
+def open_archive(
+    database_url: str,
+    storage_url: str,
+    *,
+    cache_folder: Path | None = None,
+    cache_bytes: int = 0,
+    codec_workers: int = 1,
+    duplicates: DuplicatePolicy = "reject",
+    max_inflated_bytes: int = 1 << 30,
+    min_free_bytes: int = 0,
+    quarantine: Quarantine | None = None,
+    deidentify_on_store: Callable[[], Deidentifier] | None = None,
+    deidentify_on_retrieve: Callable[[], Deidentifier] | None = None,
+) -> Archive:
+    """The archive over the database and the storage that the URLs name. Raises ValueError for an unknown URL.
+
+    Dear results are kept in `cache_folder`, at most `cache_bytes`; `codec_workers` processes do the pixel work.
+    """
+    cache = DiskCache(cache_folder, cache_bytes, min_free_bytes=min_free_bytes) if cache_folder else None
+    return Archive(
+        open_database(database_url),
+        open_storage(storage_url),
+        cache=cache,
+        codec_workers=codec_workers,
+        duplicates=duplicates,
+        max_inflated_bytes=max_inflated_bytes,
+        min_free_bytes=min_free_bytes,
+        quarantine=quarantine,
+        deidentify_on_store=deidentify_on_store,
+        deidentify_on_retrieve=deidentify_on_retrieve,
+    )
+
+
+class _Pending(Generic[Result]):
+    """A result that is being made: `finish` waits for it, `drop` gives it up."""
+
+    def __init__(self, finish: Callable[[], Result], drop: Callable[[], object] = lambda: None) -> None:
+        self.result = finish
+        self.drop = drop
+
+    def outcome(self) -> Result | CannotTranscode:
+        try:
+            return self.result()
+        except CannotTranscode as error:
+            return error
+
+
+def _is_pixel_work(stored: str, wanted: str) -> bool:
+    """Whether going from one transfer syntax to the other is dear: then it is done in a codec process, and kept."""
+    return any(
+        syntax is None or syntax.encapsulated or syntax.deflated
+        for syntax in map(TRANSFER_SYNTAXES.get, (stored, wanted))
+    )
+
+
+def _is_deflated(row: InstanceRow) -> bool:
+    syntax = TRANSFER_SYNTAXES.get(row.transfer_syntax)
+    return syntax is not None and syntax.deflated
+
+
+def _takes(wanted: TransferSyntax, attributes: Mapping[str, Any], *, decoded: bool) -> bool:
+    """Whether an encoding takes the image that these attributes describe; `decoded`: it has to be decoded before."""
+    bits = _number(attributes, "BitsAllocated")
+    if "7FE00010" not in attributes or bits is None:
+        return False
+    samples = _number(attributes, "SamplesPerPixel") or 1
+    photometric = metadata.text(attributes, "PhotometricInterpretation")
+    if decoded and photometric.startswith("YBR_"):
+        photometric = "RGB"  # most decoders give that, and every encoding that takes the other takes it too
+    stored = _number(attributes, "BitsStored") or bits
+    image = ImagePixel(
+        rows=_number(attributes, "Rows") or 0,
+        columns=_number(attributes, "Columns") or 0,
+        samples=samples,
+        frames=_number(attributes, "NumberOfFrames") or 1,
+        bits_allocated=bits,
+        bits_stored=stored,
+        high_bit=_number(attributes, "HighBit") or stored - 1,
+        signed=_number(attributes, "PixelRepresentation") == 1,
+        photometric=photometric,
+        planar=_number(attributes, "PlanarConfiguration") or 0,
+    )
+    try:
+        encoded(wanted, image)
+    except CannotEncode:
+        return False
+    return True
+
+
+def _number(attributes: Mapping[str, Any], keyword: str) -> int | None:
+    text = metadata.text(attributes, keyword)
+    return int(text) if text.isdecimal() else None
+
+
+def _is_plain(row: InstanceRow) -> bool:
+    """Whether values lie in the file as they are sent: little endian, and the data set not deflated."""
+    syntax = TRANSFER_SYNTAXES.get(row.transfer_syntax)
+    return syntax is None or (syntax.little_endian and not syntax.deflated)
+
+
+def _version(revision: int, changed_at: datetime) -> str:
+    # The time as well: a new database counts its revisions from the beginning.
+    return f"{revision}.{changed_at.timestamp():.6f}"

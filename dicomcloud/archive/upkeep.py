@@ -1,0 +1,182 @@
+"""Keeping index and files one: what a crash left is finished, each is held against the other, the index made anew."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
+from typing import BinaryIO, Literal
+
+from ..dicom import header as dicom_header
+from ..errors import FailureReason, InvalidInstance
+from ..index.repository import Index, NewInstance
+from ..storage import FileMissing, Storage, StoredFile
+from ..storage.cache import DiskCache
+from .store import DuplicatePolicy, new_instance
+
+log = logging.getLogger(__name__)
+
+_BATCH = 200  # files indexed in one transaction by reindex and repair
+_ABANDONED = 24 * 3600.0  # seconds after which a spooled file belongs to a request that died
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A difference between index and files."""
+
+    kind: Literal["missing file", "wrong size", "wrong checksum", "unknown file", "unreadable file"]
+    key: str
+    message: str
+    repaired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexStep:
+    key: str
+    message: str | None  # why the file could not be indexed
+
+
+class Upkeep:
+    """The work on a whole archive, by the command line and at every start."""
+
+    def __init__(self, index: Index, storage: Storage, cache: DiskCache, *, max_inflated_bytes: int) -> None:
+        self._index = index
+        self._storage = storage
+        self._cache = cache
+        self._max_inflated_bytes = max_inflated_bytes
+
+    def remove_files(self, keys: Sequence[str]) -> None:
+        """Remove files that no row names any more; those that cannot be removed now are left to `recover`."""
+        removed = []
+        for key in keys:
+            try:
+                self._storage.delete(key)
+            except OSError as error:  # still open on Windows, or the storage is away: `recover` tries again
+                log.warning("file %s could not be removed yet: %s", key, error.strerror)
+            else:
+                removed.append(key)
+                self._cache.forget(key)
+        self._index.files_removed(removed)
+
+    def recover(self) -> None:
+        """Finish what a crash interrupted: file instances whose row was not written, remove deleted files.
+
+        Safe while other processes store: a file is only ever given the row that it lacks.
+        """
+        self.remove_files(self._index.files_to_remove())
+        unconfirmed = self._storage.unconfirmed()
+        for start in range(0, len(unconfirmed), _BATCH):
+            batch = unconfirmed[start : start + _BATCH]
+            for key, fault in self._file_orphans(batch):
+                log.warning("recovered file %s %s", key, fault or "into the index")
+        for key in unconfirmed:
+            self._storage.confirm([key])
+        self._storage.remove_abandoned(_ABANDONED)
+
+    def verify(self, *, repair: bool = False, checksums: bool = False) -> Iterator[Finding]:
+        """Hold the index against the files, both ways; with `checksums`, read every file too.
+
+        Repair takes the rows of files that are gone out of the index, and files instances that have no row.
+        """
+        unknown: list[StoredFile] = []
+        for row, file in _merge(self._index.files(), self._storage.files()):
+            if row is None:
+                assert file is not None
+                unknown.append(file)
+            elif file is None:
+                yield from self._verify_missing(row[0], repair)
+            elif row[1] != file.size:
+                yield Finding("wrong size", file.key, f"{file.size} bytes on disk, {row[1]} in the index", False)
+            elif checksums and self._checksum(file.key) != row[2]:
+                yield Finding("wrong checksum", file.key, "its bytes are not those that were stored", False)
+        yield from self._verify_unknown(unknown, repair)
+
+    def _verify_missing(self, key: str, repair: bool) -> Iterator[Finding]:
+        try:
+            self._storage.open(key).close()  # stored or deleted while verify was running?
+        except FileMissing:
+            if self._index.has_file(key):
+                if repair:
+                    self._index.drop_instance_of_file(key)
+                yield Finding("missing file", key, "the index names a file that is not there", repair)
+
+    def _verify_unknown(self, files: Sequence[StoredFile], repair: bool) -> Iterator[Finding]:
+        deleted = set(self._index.files_to_remove())
+        orphans = [file for file in files if file.key not in deleted and not self._index.has_file(file.key)]
+        for start in range(0, len(orphans), _BATCH):
+            batch = [file.key for file in orphans[start : start + _BATCH]]
+            if not repair:
+                for key in batch:
+                    yield Finding("unknown file", key, "no row in the index names this file", False)
+                continue
+            for key, fault in self._file_orphans(batch):
+                message = f"no row in the index; {fault}" if fault else "had no row in the index; filed"
+                yield Finding("unreadable file" if fault else "unknown file", key, message, not fault)
+
+    def reindex(self) -> Iterator[ReindexStep]:
+        """Build the index anew from the files, oldest first. Stop the server before."""
+        self.remove_files(self._index.files_to_remove())
+        self._index.clear()
+        batch: list[str] = []
+        for file in self._storage.files():
+            if self._index.has_file(file.key):  # a version that was replaced
+                continue
+            batch.append(file.key)
+            if len(batch) == _BATCH:
+                yield from self._index_files(batch, "replace")
+                batch = []
+        yield from self._index_files(batch, "replace")
+
+    def _file_orphans(self, keys: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+        """Give rows to complete files that have none; yield each key with its fault, if it has one."""
+        orphans = [key for key in keys if not self._index.has_file(key)]
+        for step in self._index_files(orphans, "keep"):
+            if step.message is None and not self._index.has_file(step.key):
+                self._storage.delete(step.key)  # its instance is in the index with another file
+            yield step.key, step.message
+
+    def _index_files(self, keys: Sequence[str], duplicates: DuplicatePolicy) -> Iterator[ReindexStep]:
+        new: list[NewInstance] = []
+        steps: list[ReindexStep] = []
+        for key in keys:
+            try:
+                with self._storage.open(key) as file:
+                    new.append(self._read_stored(file, key))
+            except (InvalidInstance, FileMissing, OSError) as error:
+                steps.append(ReindexStep(key, getattr(error, "message", str(error))))
+            else:
+                steps.append(ReindexStep(key, None))
+        self._index.add(new, duplicates)
+        yield from steps
+
+    def _read_stored(self, file: BinaryIO, key: str) -> NewInstance:
+        size = file.seek(0, 2)
+        if size == 0:
+            raise InvalidInstance(FailureReason.CANNOT_UNDERSTAND, "the file is empty")
+        with mmap(file.fileno(), 0, access=ACCESS_READ) as buffer:
+            header = dicom_header.scan(buffer, max_inflated=self._max_inflated_bytes)
+            checksum = hashlib.sha256(buffer).digest()
+        return new_instance(header, checksum, size, key)
+
+    def _checksum(self, key: str) -> bytes:
+        with self._storage.open(key) as file:
+            return hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
+
+
+def _merge(
+    rows: Iterator[tuple[str, int, bytes]], files: Iterator[StoredFile]
+) -> Iterator[tuple[tuple[str, int, bytes] | None, StoredFile | None]]:
+    """Pair rows and files, both ordered by key; None where one side lacks the key."""
+    row, file = next(rows, None), next(files, None)
+    while row is not None or file is not None:
+        if file is None or (row is not None and row[0] < file.key):
+            yield row, None
+            row = next(rows, None)
+        elif row is None or file.key < row[0]:
+            yield None, file
+            file = next(files, None)
+        else:
+            yield row, file
+            row, file = next(rows, None), next(files, None)

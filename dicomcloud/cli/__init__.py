@@ -1,0 +1,40 @@
+"""The command line, one module per command or group of commands.
+
+Exit codes: 0 done; 1 something could not be done, and is named; 2 wrong usage or settings.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from .. import server
+from ..archive import Archive
+from ..errors import DicomWebError
+from ..settings import Settings, SettingsError
+from . import deidentify, import_files, serve, show_settings, upkeep
+from .program import Program, commands, fail
+
+COMMANDS = (serve, import_files, deidentify, upkeep, show_settings)  # imported for the commands they add to `commands`
+_PROGRAM = "python -m dicomcloud"
+
+__all__ = ["COMMANDS", "commands", "main"]
+
+
+def main(
+    open_archive: Callable[[Settings], Archive],
+    create_app: Callable[[Settings], server.WsgiApp],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Run the command that `arguments` name (default: the process's own), and exit."""
+    program = Program(open_archive, create_app)
+    try:
+        commands.main(arguments, prog_name=_PROGRAM, obj=program)
+    except SettingsError as error:
+        fail(str(error), 2)
+    except (server.CannotListen, DicomWebError) as error:
+        fail(str(error), 1)
+    except Exception as error:
+        if os.environ.get("DICOMCLOUD_LOG_LEVEL", "").lower() == "debug":
+            raise
+        fail(f"{type(error).__name__}: {error}\nDICOMCLOUD_LOG_LEVEL=debug shows where it happened.", 1)
