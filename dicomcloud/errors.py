@@ -1,11 +1,12 @@
 """What can go wrong, each with its HTTP status; failure and warning reasons with their clause.
 
 DicomWebError
-├── BadRequest 400            ├── PayloadTooLarge 413
-├── NotFound 404              ├── UnsupportedMediaType 415
-├── NotAcceptable 406         ├── RangeNotSatisfiable 416
-├── Conflict 409              ├── Unavailable 503
-└── Gone 410
+├── BadRequest 400            ├── Gone 410
+├── Unauthorized 401          ├── PayloadTooLarge 413
+├── Forbidden 403             ├── UnsupportedMediaType 415
+├── NotFound 404              ├── RangeNotSatisfiable 416
+├── NotAcceptable 406         ├── TooManyRequests 429
+└── Conflict 409              └── Unavailable 503
 InvalidInstance               one instance that cannot be stored, with its failure reason
 """
 
@@ -28,6 +29,14 @@ class DicomWebError(Exception):
 
 class BadRequest(DicomWebError):
     status = 400
+
+
+class Unauthorized(DicomWebError):
+    status = 401
+
+
+class Forbidden(DicomWebError):
+    status = 403
 
 
 class NotFound(DicomWebError):
@@ -56,6 +65,13 @@ class UnsupportedMediaType(DicomWebError):
 
 class RangeNotSatisfiable(DicomWebError):
     status = 416
+
+
+class TooManyRequests(DicomWebError):
+    status = 429
+
+    def __init__(self, message: str, *, retry_after: int = 30) -> None:
+        super().__init__(message, headers={"Retry-After": str(retry_after)})
 
 
 class Unavailable(DicomWebError):

@@ -73,6 +73,7 @@ class Query:
 
     `matches` are all to be fulfilled; each names the level whose attributes it is about, never below `level`.
     `include`: tags to return beside the required ones; `limit` is already capped. `warnings`: texts for `Warning: 299`.
+    `visible`: where there are any, each result is of a study that fulfils one of these rules, of which all matches.
     """
 
     level: Level
@@ -84,6 +85,7 @@ class Query:
     limit: int = 100
     offset: int = 0
     warnings: tuple[str, ...] = field(default=())
+    visible: tuple[tuple[Match, ...], ...] | None = None
 
 
 @dataclass(slots=True)

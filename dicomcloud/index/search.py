@@ -119,6 +119,8 @@ class Search:
         self._choose_driver()
         for match in query.matches:
             self._add(match)
+        if query.visible is not None:
+            self._conditions.append(study_condition(query.visible, self._like))
 
     def _choose_driver(self) -> None:
         """Studies of one modality, and nothing more selective: in the order of study_modality."""
@@ -403,6 +405,38 @@ class Search:
             return out, uids
 
         return build
+
+
+#: What a rule about studies can be about, of the study `s`.
+_RULE_CONDITIONS: Final = {
+    0x0020000D: "{}",
+    0x00100020: "{}",
+    0x00100021: "{}",
+    0x00080080: "EXISTS (SELECT 1 FROM study_institution x WHERE x.study_key = s.id AND {})",
+}
+_RULE_COLUMNS: Final = {
+    0x0020000D: "s.uid",
+    0x00100020: "s.patient_id",
+    0x00100021: "s.issuer_of_patient_id",
+    0x00080080: "x.institution",
+}
+
+
+def study_condition(
+    rules: Sequence[Sequence[Match]], like: Callable[[str, str], _Condition]
+) -> _Condition:
+    """A condition that the study `s` fulfils one of the rules, of which all matches."""
+    conditions = [_all([_rule_condition(match, like) for match in rule]) for rule in rules]
+    return _any(conditions) if conditions else ("1 = 0", [])
+
+
+def _rule_condition(match: Match, like: Callable[[str, str], _Condition]) -> _Condition:
+    column = _RULE_COLUMNS[match.tag]
+    if match.kind is Kind.WILDCARD:
+        condition, values = _any([like(column, pattern) for pattern in match.values])
+    else:
+        condition, values = f"{column} IN ({', '.join('?' * len(match.values))})", list(match.values)
+    return _RULE_CONDITIONS[match.tag].format(condition), values
 
 
 def _all(conditions: Sequence[_Condition]) -> _Condition:

@@ -11,10 +11,12 @@ from flask_smorest import Api
 from werkzeug.exceptions import HTTPException
 
 from .. import __version__
+from ..access import Permission
 from ..dicom.stored_image import CannotRender
 from ..dicom.waveforms import CannotDraw
 from ..errors import NotAcceptable
 from . import delete_rs, health, ohif, qido_rs, retrieve, stow_rs, wado_metadata, wado_rendered, wado_rs, wado_uri
+from .auth import Need, guard
 from .capabilities import add_capabilities
 from .openapi import add_pages
 from .responses import fault
@@ -39,19 +41,24 @@ def register(app: Flask, service: Service) -> None:
     )
     api = Api(app)
     root = service.root
-    for blueprint, documented, others in (
-        (qido_rs.blueprint, root, ["/api", "/qidors"]),
-        (retrieve.blueprint, root, ["/api", "/wadors"]),
-        (stow_rs.blueprint, root, ["/api", "/stowrs"]),
-        (delete_rs.blueprint, root, ["/api", "/delowrs"]),
-        (wado_uri.blueprint, "/wado", ["/wadouri", "/api/wadouri"]),
-        (ohif.blueprint, "/ohif", []),
+    declared = {name: Need(Permission.PUBLIC) for name in ("health", "pages", "home", "openapi_document")}
+    for blueprint, documented, others, need in (
+        (qido_rs.blueprint, root, ["/api", "/qidors"], Need(Permission.READ, narrows=True)),
+        (retrieve.blueprint, root, ["/api", "/wadors"], Need(Permission.READ)),
+        (stow_rs.blueprint, root, ["/api", "/stowrs"], Need(Permission.STORE)),
+        (delete_rs.blueprint, root, ["/api", "/delowrs"], Need(Permission.DELETE)),
+        (wado_uri.blueprint, "/wado", ["/wadouri", "/api/wadouri"], Need(Permission.READ, narrows=True)),
+        (ohif.blueprint, "/ohif", [], Need(Permission.READ)),
     ):
         api.register_blueprint(blueprint, url_prefix=documented)
+        declared[blueprint.name] = need
         for prefix in others:
             if prefix != documented:
-                app.register_blueprint(blueprint, url_prefix=prefix, name=blueprint.name + prefix.replace("/", "_"))
+                name = blueprint.name + prefix.replace("/", "_")
+                app.register_blueprint(blueprint, url_prefix=prefix, name=name)
+                declared[name] = need
     app.add_url_rule("/stowrs", "store_at_stowrs", stow_rs.store_instances, methods=["POST"])  # the original's own
+    declared["store_at_stowrs"] = declared[stow_rs.blueprint.name]
     app.register_blueprint(health.blueprint)
     add_pages(app, api)
     add_capabilities(app, api, [root, "/api", "/qidors", "/wadors", "/stowrs", "/delowrs"])
@@ -63,6 +70,7 @@ def register(app: Flask, service: Service) -> None:
     app.after_request(_common_headers)
     if service.cors_origins:
         _allow_cross_origin(app, service.cors_origins)
+    guard(app, declared)
     app.wsgi_app = _TidyPaths(app.wsgi_app)  # type: ignore[method-assign]
 
 

@@ -30,6 +30,8 @@ class Service:
     cors_origins: tuple[str, ...] = ()
     strict_accept: bool = False
     accel_redirect: str = ""
+    asks_callers: bool = False
+    forbidden_status: int = 403
 
 
 def current_service() -> Service:
