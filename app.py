@@ -8,6 +8,7 @@ from functools import cache, partial
 from flask import Flask
 
 from dicomcloud import archive, cli, settings, web
+from dicomcloud.access.policy import asks_callers
 from dicomcloud.archive import Archive
 from dicomcloud.deidentify import open_deidentifier
 from dicomcloud.dicom.deidentification import Deidentifier
@@ -67,6 +68,8 @@ def create_app(configuration: Settings | None = None) -> Flask:
             cors_origins=configuration.cors_origins,
             strict_accept=configuration.strict_accept,
             accel_redirect=configuration.accel_redirect,
+            asks_callers=asks_callers(configuration, anybody_known=False),
+            forbidden_status=configuration.forbidden_status,
         ),
     )
     return app

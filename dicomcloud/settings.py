@@ -290,8 +290,21 @@ class Settings:
     bind: str = _option(
         "127.0.0.1:8000",
         ADDRESS,
-        "Address and port on which the server listens. `0.0.0.0:8000` listens on every network card; this version "
-        "asks nobody for a password, so do that only behind a proxy which does, or in a network you trust.",
+        "Address and port on which the server listens. `0.0.0.0:8000` listens on every network card; the server starts "
+        "so only when it asks its callers who they are (docs/access.md).",
+    )
+    authentication: Literal["auto", "required", "none"] = _option(
+        "auto",
+        _choice("auto", "required", "none"),
+        "Whether callers have to say who they are. `auto`: as soon as there is a user, an API key, `oidc_issuer` or "
+        "`proxy_user_header`; without one the server is open and starts only where nobody but this computer reaches "
+        "it. `required`: always. `none`: never, e.g. because a proxy in front asks.",
+    )
+    forbidden_status: Literal[403, 404] = _option(
+        403,
+        _choice(403, 404),
+        "Status of a request that its caller may not make. 404 does not tell that there is something to find; a study "
+        "that the caller may not see is answered like one that does not exist either way.",
     )
     data_dir: str = _option(
         "data",

@@ -320,7 +320,7 @@ def test_serve_answers_until_it_is_told_to_stop(tmp_path: Path, environment: dic
 def test_forwarded_headers_count_when_they_come_from_a_trusted_proxy(
     tmp_path: Path, environment: dict[str, str], server: str, trusted: str, host: str
 ) -> None:
-    with serving(tmp_path, environment, server=server, trusted_proxies=trusted) as (url, _):
+    with serving(tmp_path, environment, server=server, trusted_proxies=trusted, authentication="none") as (url, _):
         document = json.loads(get(f"{url}/openapi.json", X_Forwarded_Host="pacs.example", X_Forwarded_Proto="https")[1])
     assert re.match(rf"https?://{host}(:|$)", document["servers"][0]["url"])
     assert document["servers"][0]["url"].startswith("https:") == (host == "pacs.example")

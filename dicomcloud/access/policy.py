@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 _HOW = (
     "Make a user with `python -m dicomcloud users add NAME --role administrator`, or set oidc_issuer, or "
-    "proxy_user_header. If a proxy in front asks for passwords itself, set authentication = \"none\" and let nobody "
+    'proxy_user_header. If a proxy in front asks for passwords itself, set authentication = "none" and let nobody '
     "but that proxy reach this server."
 )
 

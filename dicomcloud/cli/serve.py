@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 
 import click
 
 from .. import __version__, server
-from ..settings import split_address
+from ..access.policy import asks_callers
 from .program import Program, commands
 
 
@@ -17,23 +16,16 @@ from .program import Program, commands
 def serve(program: Program) -> None:
     """Serve the archive until stopped (Ctrl+C)."""
     settings = program.settings
-    with program.archive():
-        pass  # made and migrated before the server's processes start, so that a fault is told here and once
+    with program.archive():  # made and migrated before the server's processes start: a fault is told here and once
+        asked = asks_callers(settings, anybody_known=False)
     listener = server.listen(settings.bind)
     here = server.url_of(listener)
     click.echo(f"DICOMcloud {__version__}")
     click.echo(f"  DICOMweb root   {settings.public_url or here}{settings.root}")
     click.echo(f"  Swagger UI      {settings.public_url or here}/swagger")
     click.echo(f"  Data directory  {settings.data_path}")
-    if not _is_loopback(split_address(settings.bind)[0]):
-        click.echo(f"  Note: {settings.bind} is open to the network, and this version asks nobody for a password.")
+    if not asked:
+        click.echo("  Open: nobody is asked for a password. `python -m dicomcloud users add NAME` changes that.")
     click.echo("Stop it with Ctrl+C.")
     sys.stdout.flush()
     server.run(listener, settings, program.create_app)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -25,10 +25,11 @@ from dicomcloud.dicom.attributes import (
     level_of,
 )
 from dicomcloud.dicom.comparison import date_digits, name_groups, name_tokens, normalise, phonetic_code, time_digits
+from dicomcloud.dicom.matching import Match
 from dicomcloud.dicom.query import PATIENT_NAME, REFERRING_PHYSICIAN, Query
 from dicomcloud.index.database import Database
 from dicomcloud.index.models import NO_NUMBER
-from dicomcloud.index.search import INSTANCE_KEYS, Search, SearchResult
+from dicomcloud.index.search import INSTANCE_KEYS, Search, SearchResult, study_condition
 
 _BATCH: Final = 64  # documents read with one statement
 _FILES_BATCH: Final = 1000
@@ -583,6 +584,14 @@ class Index:
     def search(self, query: Query) -> SearchResult:
         """The page of the query. One statement, and a count where the page does not tell the total."""
         return Search(self._database, query).result()
+
+    def has_study(self, study_uid: str, rules: Sequence[Sequence[Match]] | None = None) -> bool:
+        """Whether there is this study; with `rules`, whether it fulfils one of them, of which all matches."""
+        condition, values = "s.uid = ?", [study_uid]
+        if rules is not None:
+            more, others = study_condition(rules, self._database)
+            condition, values = f"{condition} AND {more}", values + others
+        return self._run(f"SELECT 1 FROM study s WHERE {condition}", values).fetchone() is not None
 
     def instances(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> list[InstanceRow]:
         """The instances under the UIDs, by series number, series UID, instance number, SOP Instance UID."""

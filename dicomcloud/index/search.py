@@ -120,7 +120,7 @@ class Search:
         for match in query.matches:
             self._add(match)
         if query.visible is not None:
-            self._conditions.append(study_condition(query.visible, self._like))
+            self._conditions.append(study_condition(query.visible, database))
 
     def _choose_driver(self) -> None:
         """Studies of one modality, and nothing more selective: in the order of study_modality."""
@@ -181,11 +181,7 @@ class Search:
         return None
 
     def _like(self, column: str, pattern: str) -> _Condition:
-        condition, values = self._database.like(column), [self._database.like_pattern(pattern)]
-        prefix = _prefix(pattern)
-        if prefix:
-            return f"{column} >= ? AND {column} < ? AND {condition}", [prefix, _after(prefix), *values]
-        return condition, values
+        return _like(self._database, column, pattern)
 
     def _modality_condition(self, match: Match) -> _Condition | None:
         if self._datetime == "m.study_datetime" and match.kind is Kind.EQUAL:
@@ -422,21 +418,27 @@ _RULE_COLUMNS: Final = {
 }
 
 
-def study_condition(
-    rules: Sequence[Sequence[Match]], like: Callable[[str, str], _Condition]
-) -> _Condition:
+def study_condition(rules: Sequence[Sequence[Match]], database: Database) -> _Condition:
     """A condition that the study `s` fulfils one of the rules, of which all matches."""
-    conditions = [_all([_rule_condition(match, like) for match in rule]) for rule in rules]
+    conditions = [_all([_rule_condition(match, database) for match in rule]) for rule in rules]
     return _any(conditions) if conditions else ("1 = 0", [])
 
 
-def _rule_condition(match: Match, like: Callable[[str, str], _Condition]) -> _Condition:
+def _rule_condition(match: Match, database: Database) -> _Condition:
     column = _RULE_COLUMNS[match.tag]
     if match.kind is Kind.WILDCARD:
-        condition, values = _any([like(column, pattern) for pattern in match.values])
+        condition, values = _any([_like(database, column, pattern) for pattern in match.values])
     else:
         condition, values = f"{column} IN ({', '.join('?' * len(match.values))})", list(match.values)
     return _RULE_CONDITIONS[match.tag].format(condition), values
+
+
+def _like(database: Database, column: str, pattern: str) -> _Condition:
+    condition, values = database.like(column), [database.like_pattern(pattern)]
+    prefix = _prefix(pattern)
+    if prefix:
+        return f"{column} >= ? AND {column} < ? AND {condition}", [prefix, _after(prefix), *values]
+    return condition, values
 
 
 def _all(conditions: Sequence[_Condition]) -> _Condition:

@@ -108,7 +108,9 @@ def check_visible(study: str) -> None:
     """Raises what keeps the caller from a study that they do not see; the same whether it exists or not."""
     studies = current_caller().studies
     if studies is not None and not current_service().archive.index.has_study(study, studies.rules):
-        raise _refused(f"There is no study {study} that {_named(current_caller())} may see", f"There is no study {study}")
+        raise _refused(
+            f"There is no study {study} that {_named(current_caller())} may see", f"There is no study {study}"
+        )
 
 
 def _refused(message: str, hidden: str = "There is no such resource") -> Forbidden | NotFound:

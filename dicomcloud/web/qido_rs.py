@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,6 +13,7 @@ from flask_smorest import Blueprint
 
 from ..dicom.attributes import INDEXED_ATTRIBUTES, Level, json_key
 from ..dicom.query import Query, parse_query
+from .auth import current_caller
 from .negotiation import Offer
 from .openapi import DATA_SETS, content, faults, query
 from .responses import DICOM_JSON, DICOM_XML, dicom_json, dicom_xml, negotiated, warning, with_bulk_data_urls
@@ -104,6 +106,8 @@ def _search(level: Level, study: str | None = None, series: str | None = None) -
     choice = negotiated(_OFFERS)
     pairs = [(key, value) for key, value in request.args.items(multi=True) if key != "accept"]
     asked = parse_query(level, pairs, study_uid=study, series_uid=series, max_results=service.max_results)
+    if (studies := current_caller().studies) is not None:
+        asked = replace(asked, visible=studies.rules)
     result = service.archive.index.search(asked)
     base = service_url()
     body = [_with_retrieve_url(row, base) for row in result.rows]

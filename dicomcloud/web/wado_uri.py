@@ -19,6 +19,7 @@ from ..dicom.rendered_files import frame_image
 from ..dicom.rendering import IMAGE_TYPES
 from ..dicom.rendering_parameters import Rendering, UriRendering, parse_uri_rendering
 from ..errors import BadRequest, NotAcceptable
+from .auth import check_visible
 from .multipart import OutgoingPart
 from .negotiation import Choice, Offer
 from .openapi import content, faults, query
@@ -85,6 +86,7 @@ def retrieve_by_uri() -> Response:
     if (request_type := _parameter("requestType")) != "WADO":
         raise BadRequest(f"requestType must be WADO, not {request_type[:40]!r}")
     uids = [_uid(name) for name in _UIDS]
+    check_visible(uids[0])
     _check_charset(_parameter("charset"))
     asked, warnings = parse_uri_rendering(request.args.items(multi=True))
     (row,) = current_service().archive.instances(*uids)

@@ -230,7 +230,7 @@ def test_forwarded_headers_count_from_trusted_proxies_only(make_app) -> None:  #
     forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "pacs.example", "X-Forwarded-Prefix": "/x"}
     (url,) = store(make_app().test_client(), make_file())
     for trusted, base in (("", "http://localhost"), ("127.0.0.0/8", "https://pacs.example/x")):
-        client = make_app(trusted_proxies=trusted).test_client()
+        client = make_app(trusted_proxies=trusted, authentication="none").test_client()
         (metadata,) = client.get(f"{url}/metadata", headers=forwarded).json
         assert metadata["7FE00010"]["BulkDataURI"] == f"{base}{url}/bulkdata/7FE00010"
 
