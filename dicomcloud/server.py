@@ -6,13 +6,19 @@ import errno
 import gc
 import os
 import signal
+import shutil
 import socket
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from .settings import Settings, split_address
 
 WsgiApp = Callable[..., Any]
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # environment variable: the folder by which processes share their metrics
+_METRICS = "dicomcloud-metrics-"
 _LONGEST_REQUEST_LINE = 8190  # bytes; the most that gunicorn's parser takes with a limit at all
 _HUNG = 900  # seconds without a sign of life after which a server process is replaced; transfers do not count
 
@@ -53,6 +59,7 @@ def gunicorn_options(settings: Settings) -> dict[str, Any]:
         # gunicorn's threads wait for the bytes of a body, and for a client that takes none, without any limit.
         request.unreader.sock.settimeout(settings.request_timeout or None)
 
+    share_metrics()
     return {
         "bind": settings.bind,
         "worker_class": "gthread",
@@ -68,6 +75,8 @@ def gunicorn_options(settings: Settings) -> dict[str, Any]:
         "loglevel": settings.log_level if settings.log_level != "info" else "warning",
         "pre_request": limit_silence,
         "post_worker_init": lambda _worker: _settle(),
+        "child_exit": lambda _arbiter, worker: _forget_metrics_of(worker.pid),
+        "on_exit": lambda _arbiter: _remove_metrics(),
     }
 
 
@@ -107,6 +116,47 @@ def _run_waitress(listener: socket.socket, settings: Settings, create_app: Calla
         ident=None,
         _quiet=True,
     )
+
+
+def share_metrics() -> None:
+    """Make the folder by which the server processes that are started from here share their metrics.
+
+    It lies in memory where there is such a place: a full disk must not stop a process that counts.
+    """
+    memory = Path("/dev/shm")
+    parent = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+    for old in parent.glob(f"{_METRICS}*"):  # of servers that were killed
+        if not _is_running(old.name.removeprefix(_METRICS)):
+            shutil.rmtree(old, ignore_errors=True)
+    given = os.environ.get(METRICS_FOLDER)
+    mine = parent / f"{_METRICS}{os.getpid()}"
+    if given == str(mine) or (given and not Path(given).name.startswith(_METRICS)):
+        return  # made before a reload, or by the administrator
+    mine.mkdir(mode=0o700)
+    os.environ[METRICS_FOLDER] = str(mine)
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _forget_metrics_of(pid: int) -> None:
+    from prometheus_client.multiprocess import mark_process_dead
+
+    with suppress(OSError):
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def _remove_metrics() -> None:
+    folder = Path(os.environ.get(METRICS_FOLDER, ""))
+    if folder.name == f"{_METRICS}{os.getpid()}":
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _settle() -> None:

@@ -37,6 +37,9 @@ class CodecPool:
         self._mine = threading.local()
         self._starting = threading.Lock()
         self._processes: set[_Process] = set()
+        self._queued = 0
+        self._counting = threading.Lock()
+        self.on_change: Callable[[int], object] = lambda queued: None  # told how many calls wait or are under way
 
     def submit(
         self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -48,7 +51,10 @@ class CodecPool:
         with self._starting:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self.size, thread_name_prefix="codec")
-        return self._threads.submit(self._call, function, args, kwargs)
+        future = self._threads.submit(self._call, function, args, kwargs)
+        self._count(1)
+        future.add_done_callback(lambda _: self._count(-1))
+        return future
 
     def close(self) -> None:
         """End the processes; calls under way fail. The pool starts anew when it is used again."""
@@ -59,6 +65,11 @@ class CodecPool:
             threads.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.kill()
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._queued += change
+            self.on_change(self._queued)
 
     def _call(self, function: Callable[..., Result], args: object, kwargs: object) -> Result:
         process: _Process | None = getattr(self._mine, "process", None)

@@ -714,6 +714,11 @@ class Index:
                 return
             last = rows[-1][0]
 
+    def newest_file(self) -> str | None:
+        """The key of the file that was stored last, None in an empty archive."""
+        row = self._run("SELECT file_key FROM instance WHERE id = (SELECT max(id) FROM instance)").fetchone()
+        return None if row is None else str(row[0])
+
     def has_file(self, key: str) -> bool:
         """Whether a current or a superseded instance has this file."""
         statement = "SELECT 1 FROM instance WHERE file_key = ? UNION ALL SELECT 1 FROM superseded WHERE file_key = ?"

@@ -74,7 +74,11 @@ class Storage(Protocol):
     def remove_abandoned(self, older_than: float) -> int:
         """Remove spooled files that nobody has written to for `older_than` seconds; return how many."""
 
-    def free_bytes(self) -> int: ...
+    def disk_space(self) -> tuple[int, int]:
+        """Free bytes and all bytes of the volume that the files lie on. Raises OSError."""
+
+    def check(self, key: str | None = None) -> None:
+        """Raises OSError when the files cannot be reached or written, or when the file `key` is not among them."""
 
 
 def open_storage(url: str) -> Storage:

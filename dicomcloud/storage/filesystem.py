@@ -122,8 +122,16 @@ class FileSystemStorage:
                     removed += 1
         return removed
 
-    def free_bytes(self) -> int:
-        return shutil.disk_usage(self._root).free
+    def disk_space(self) -> tuple[int, int]:
+        usage = shutil.disk_usage(self._root)
+        return usage.free, usage.total
+
+    def check(self, key: str | None = None) -> None:
+        if not os.access(self._spool, os.R_OK | os.W_OK | os.X_OK):
+            reason = "may not be written" if self._spool.is_dir() else "is not there"
+            raise OSError(f"{self._root} {reason}; is its disk mounted, and writable for this user?")
+        if key is not None and not self._path(key).is_file():
+            raise OSError(f"{self._root} lacks {key}, which the index names; is its disk mounted?")
 
     def _path(self, key: str) -> Path:
         return self._root / key

@@ -15,7 +15,19 @@ from ..access import Permission
 from ..dicom.stored_image import CannotRender
 from ..dicom.waveforms import CannotDraw
 from ..errors import NotAcceptable
-from . import delete_rs, health, ohif, qido_rs, retrieve, stow_rs, wado_metadata, wado_rendered, wado_rs, wado_uri
+from . import (
+    delete_rs,
+    health,
+    metrics,
+    ohif,
+    qido_rs,
+    retrieve,
+    stow_rs,
+    wado_metadata,
+    wado_rendered,
+    wado_rs,
+    wado_uri,
+)
 from .auth import Need, guard
 from .capabilities import add_capabilities
 from .openapi import add_pages
@@ -39,6 +51,7 @@ def register(app: Flask, service: Service) -> None:
         API_SPEC_OPTIONS={"info": {"description": _ABOUT}},
         MAX_CONTENT_LENGTH=None,  # the views that read a body have limits of their own
     )
+    metrics.register(app, service.archive)
     api = Api(app)
     root = service.root
     declared = {name: Need(Permission.PUBLIC) for name in ("health", "pages", "home", "openapi_document")}

@@ -35,6 +35,7 @@ from .multipart import (
     parse_media_type,
     read_parts,
 )
+from .metrics import RECEIVED, current_metrics
 from .negotiation import Offer, negotiate
 from .openapi import BINARY, DATA_SETS, content, faults
 from .responses import DICOM_JSON, DICOM_XML, dicom_json, dicom_xml, warning
@@ -118,6 +119,9 @@ def _store(study: str | None) -> Response:
     except DicomWebError:
         body.drain()
         raise
+    finally:
+        request.environ[RECEIVED] = body.received
+    current_metrics().count_stored(items)
     if not items:
         raise BadRequest("The body holds no instance.")
     return _answer(items, notes)
@@ -152,7 +156,7 @@ class _RequestBody:
     def __init__(self, environ: Mapping[str, Any], limit: int) -> None:
         self._stream: Readable = environ["wsgi.input"]
         self._limit = limit
-        self._read = 0
+        self.received = 0
         self._length: int | None = None  # None: until the stream ends
         length = environ.get("CONTENT_LENGTH") or ""
         if length:
@@ -168,23 +172,23 @@ class _RequestBody:
             raise self._too_large()
 
     def read(self, size: int = PIECE, /) -> bytes:
-        left = size if self._length is None else min(size, self._length - self._read)
+        left = size if self._length is None else min(size, self._length - self.received)
         if left <= 0:
             return b""
         try:
             data = self._stream.read(left)
         except Exception as error:  # every server has its own for a lost connection or a malformed chunk
             raise BadRequest("The body broke off.") from error
-        self._read += len(data)
+        self.received += len(data)
         if not data and self._length is not None:
-            raise BadRequest(f"The body broke off after {self._read} of {self._length} bytes.")
-        if self._read > self._limit:
+            raise BadRequest(f"The body broke off after {self.received} of {self._length} bytes.")
+        if self.received > self._limit:
             raise self._too_large()
         return data
 
     def drain(self) -> None:
         """Read and drop what still comes, up to a bound: most clients read an answer only after they have sent all."""
-        self._limit = self._read + _DRAINED
+        self._limit = self.received + _DRAINED
         with suppress(DicomWebError):
             while self.read():
                 pass
