@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import gc
 import os
-import signal
+import select
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from .settings import Settings, split_address
@@ -101,21 +103,51 @@ def _run_gunicorn(listener: socket.socket, settings: Settings, create_app: Calla
 def _run_waitress(listener: socket.socket, settings: Settings, create_app: Callable[[Settings], WsgiApp]) -> None:
     import waitress
 
-    signal.signal(signal.SIGTERM, _stop)
     app = create_app(settings)
     _settle()
-    waitress.serve(
+    channels: dict[int, Any] = {}
+    server = waitress.create_server(
         app,
+        map=channels,
         sockets=[listener],
         threads=settings.threads,
         channel_timeout=settings.request_timeout or 365 * 24 * 3600,
         max_request_body_size=settings.max_request_bytes,
         recv_bytes=1 << 16,
+        asyncore_use_poll=hasattr(select, "poll"),
         connection_limit=400,  # select() on Windows takes 512
         clear_untrusted_proxy_headers=False,  # the web layer judges X-Forwarded-* by `trusted_proxies`
         ident=None,
-        _quiet=True,
     )
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        if stopping:  # told twice: at once
+            raise SystemExit(1)
+        stopping = True
+        server.pull_trigger()
+
+    for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
+
+    def turn(seconds: float) -> None:
+        server.asyncore.loop(seconds, use_poll=server.adj.asyncore_use_poll, map=channels, count=1)
+
+    while not stopping:
+        turn(1.0)
+    server.del_channel()  # nobody is let in any more
+    listener.close()
+    deadline = monotonic() + settings.shutdown_grace
+    while monotonic() < deadline and any(map(_is_busy, server.active_channels.values())):
+        turn(0.1)
+    server.task_dispatcher.shutdown(timeout=1)
+
+
+def _is_busy(channel: Any) -> bool:
+    """Whether waitress is in the middle of a request, or of its answer, on this connection."""
+    return bool(channel.requests or channel.request is not None or channel.total_outbufs_len)
 
 
 def share_metrics() -> None:
@@ -167,10 +199,6 @@ def _settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
-
-
-def _stop(*_: object) -> None:
-    raise SystemExit(0)
 
 
 def _why_not(address: str, error: OSError) -> str:

@@ -437,8 +437,7 @@ class Settings:
     shutdown_grace: int = _option(
         30,
         _integer(0),
-        "Seconds that transfers under way get to finish when the server is told to stop (gunicorn only; waitress stops "
-        "at once).",
+        "Seconds that requests under way get to finish when the server is told to stop; new ones are not let in then.",
     )
     anonymizer_enabled: bool = _option(
         False,

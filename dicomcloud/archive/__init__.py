@@ -6,6 +6,7 @@ without a row, which `recover` (at start) and `verify` find again.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
@@ -52,6 +53,8 @@ __all__ = [
     "StoreReport",
     "open_archive",
 ]
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 MIGRATIONS = Path(__file__).resolve().parent.parent.parent / "migrations"
@@ -102,10 +105,32 @@ class Archive:
         self._codecs.close()
         self._database.close()
 
-    def check(self) -> None:
-        """Ask index and storage for a sign of life. Raises Unavailable or OSError."""
-        self.index.has_file("")
-        self._storage.free_bytes()
+    def health(self) -> dict[str, str]:
+        """What is wrong with `index`, `storage` or `disk space`, in a sentence each; nothing when all is well."""
+        faults: dict[str, str] = {}
+        newest = None
+        try:
+            newest = self.index.newest_file()
+        except Exception as error:  # every database has its own
+            log.error("the index does not answer: %s", error)
+            faults["index"] = "The index does not answer"
+        try:
+            self._storage.check(newest)
+            free, _ = self._storage.disk_space()
+            if free < self._min_free_bytes:
+                faults["disk space"] = "The disk is almost full: nothing is stored any more"
+        except OSError as error:
+            log.error("the storage cannot be used: %s", error)
+            faults["storage"] = "The storage cannot be used"
+        return faults
+
+    def disk_space(self) -> tuple[int, int]:
+        """Free bytes and all bytes of the volume with the files. Raises OSError."""
+        return self._storage.disk_space()
+
+    def watch_codecs(self, on_change: Callable[[int], object]) -> None:
+        """Have `on_change` told how many pieces of pixel work wait or are under way, whenever that changes."""
+        self._codecs.on_change = on_change
 
     # Store
 
@@ -121,7 +146,7 @@ class Archive:
         `changes` are attributes that every instance gets (`coercion.read_change`). `quarantine` is False where what
         cannot be stored is not lost: its sender keeps the file. Raises Unavailable when the disk is about to be full.
         """
-        if self._min_free_bytes and self._storage.free_bytes() < self._min_free_bytes:
+        if self._min_free_bytes and self._storage.disk_space()[0] < self._min_free_bytes:
             raise Unavailable("The storage is full; nothing can be stored at the moment", retry_after=600)
         return StoreBatch(
             self.index,

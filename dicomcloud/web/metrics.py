@@ -118,7 +118,7 @@ class Metrics:
         registry = self._registry
         if shared and os.path.isdir(shared):
             registry = CollectorRegistry()
-            MultiProcessCollector(registry)
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         figures = CollectorRegistry()
         figures.register(_ArchiveFigures(self._archive))
         return generate_latest(registry) + generate_latest(figures), CONTENT_TYPE_LATEST
@@ -144,7 +144,9 @@ class _ArchiveFigures:
         if "index" not in health:
             counts = self._archive.index.counts()
             for what in ("patients", "studies", "series", "instances"):
-                yield GaugeMetricFamily(f"dicomcloud_stored_{what}", f"{what.capitalize()} in the archive.", counts[what])
+                yield GaugeMetricFamily(
+                    f"dicomcloud_stored_{what}", f"{what.capitalize()} in the archive.", counts[what]
+                )
             yield GaugeMetricFamily("dicomcloud_stored_bytes", "Bytes of their files.", counts["bytes"])
 
 

@@ -24,6 +24,7 @@ from ..errors import (
     UnsupportedMediaType,
 )
 from ..media import ZipMedium, view_file
+from .metrics import RECEIVED, current_metrics
 from .multipart import (
     MAX_PARTS,
     PIECE,
@@ -35,7 +36,6 @@ from .multipart import (
     parse_media_type,
     read_parts,
 )
-from .metrics import RECEIVED, current_metrics
 from .negotiation import Offer, negotiate
 from .openapi import BINARY, DATA_SETS, content, faults
 from .responses import DICOM_JSON, DICOM_XML, dicom_json, dicom_xml, warning

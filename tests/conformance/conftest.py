@@ -35,6 +35,7 @@ class Server:
             "DICOMCLOUD_DATA_DIR": str(self.data),
             "DICOMCLOUD_WORKERS": "2",
             "DICOMCLOUD_MIN_FREE_BYTES": "0",
+            "DICOMCLOUD_SERVER": os.environ.get("TEST_SERVER", "auto"),
             **settings,
         }
         self._process: subprocess.Popen[bytes] | None = None
@@ -50,6 +51,10 @@ class Server:
                 stderr=log,
                 start_new_session=True,  # so that a kill reaches its workers
             )
+        self.wait_until_up()
+
+    def wait_until_up(self) -> None:
+        assert self._process is not None
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -65,6 +70,12 @@ class Server:
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+    def workers(self) -> list[int]:
+        """The process ids of gunicorn's server processes."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
 
     def stop(self) -> int:
         """Stop as a service manager does; return the exit status."""
