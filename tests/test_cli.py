@@ -361,3 +361,29 @@ def test_without_the_libraries_it_says_how_to_get_them(tmp_path: Path) -> None:
     assert finished.returncode == 1
     assert "is not installed for" in finished.stderr
     assert "make run" in finished.stderr
+
+
+# doctor
+
+
+def test_doctor_finds_a_new_archive_in_order(run: Run, folder: Path) -> None:
+    run("import", folder)
+    finished = run("doctor")
+    assert (finished.returncode, "0 faults" in finished.stdout) == (0, True), finished.stdout
+    rows = json.loads(run("doctor", "--json").stdout)
+    assert {row["what"]: row["state"] for row in rows}.items() >= {"schema": "ok", "journal": "ok"}.items()
+
+
+def test_doctor_names_pending_migrations_and_what_to_do(run: Run) -> None:
+    finished = run("doctor")
+    assert finished.returncode == 1
+    assert "FAULT    schema: not up to date, missing: 0001_initial" in finished.stdout
+    assert "Run `migrate`." in finished.stdout
+
+
+def test_doctor_goes_on_where_a_check_fails(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "index.sqlite3").write_bytes(b"this is no database" * 100)
+    finished = run("doctor")
+    assert (finished.returncode, finished.stderr) == (1, "")
+    assert "FAULT    index: could not be checked: DatabaseError" in finished.stdout

@@ -33,6 +33,7 @@ from ..dicom.pixel_data import (
     transcode_frame_of_file,
 )
 from ..dicom.workers import CodecPool
+from ..diagnosis import Diagnosis, fault, good
 from ..errors import Gone, NotFound, Unavailable
 from ..index.database import Database, migrate, open_database, pending
 from ..index.repository import Index, InstanceRow
@@ -131,6 +132,15 @@ class Archive:
     def watch_codecs(self, on_change: Callable[[int], object]) -> None:
         """Have `on_change` told how many pieces of pixel work wait or are under way, whenever that changes."""
         self._codecs.on_change = on_change
+
+    def diagnose(self) -> Iterator[Diagnosis]:
+        """What there is to say of the index, for `doctor`. Raises Unavailable."""
+        names = self.pending_migrations()
+        if names:
+            yield fault("schema", f"not up to date, missing: {', '.join(names)}", "Run `migrate`.")
+            return
+        yield good("schema", "up to date")
+        yield from self._database.diagnose()
 
     # Store
 

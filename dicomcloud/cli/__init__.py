@@ -12,10 +12,17 @@ from .. import server
 from ..archive import Archive
 from ..errors import DicomWebError
 from ..settings import Settings, SettingsError
-from . import deidentify, import_files, serve, show_settings, upkeep
+from . import deidentify, doctor, import_files, serve, show_settings, upkeep
 from .program import Program, commands, fail
 
-COMMANDS = (serve, import_files, deidentify, upkeep, show_settings)  # imported for the commands they add to `commands`
+COMMANDS = (
+    serve,
+    import_files,
+    deidentify,
+    doctor,
+    upkeep,
+    show_settings,
+)  # imported for the commands they add to `commands`
 _PROGRAM = "python -m dicomcloud"
 
 __all__ = ["COMMANDS", "commands", "main"]

@@ -29,10 +29,12 @@ from playhouse import migrations
 
 from dicomcloud.dicom.attributes import json_key
 from dicomcloud.dicom.matching import Kind, Match, decode_match, matches
+from dicomcloud.diagnosis import Diagnosis, fault, good
 from dicomcloud.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
+_LOCAL_DISK: Final = "The data directory must lie on a local disk, not on a network share."
 BUSY_TIMEOUT: Final = 30  # seconds that a writer waits for another one
 
 
@@ -138,6 +140,22 @@ class Database(peewee.SqliteDatabase):
         if compressed or match.kind is Kind.EMPTY:
             return condition, values
         return f"(instr({column}, ?) > 0 AND {condition})", [f'"{json_key(match.tag)}"', *values]
+
+    def diagnose(self) -> Iterator[Diagnosis]:
+        """What there is to say of the state of the database, for `doctor`."""
+        yield good("database", f"SQLite {sqlite3.sqlite_version}, {self.database}")
+        synchronous = self.pragma("synchronous")
+        if self.pragma("journal_mode") != "wal":
+            yield fault("journal", "no write-ahead log: readers and writers wait for each other", _LOCAL_DISK)
+        elif synchronous != 2:
+            yield fault("journal", f"synchronous is {synchronous}: what was confirmed may be lost in a power failure")
+        else:
+            yield good("journal", "write-ahead log, every commit synced")
+        faults = [row[0] for row in self.run("PRAGMA quick_check(5)").fetchall() if row[0] != "ok"]
+        if faults:
+            yield fault("contents", "; ".join(faults), "Restore a backup, or build the index anew with `reindex`.")
+        else:
+            yield good("contents", "quick_check found nothing wrong")
 
 
 def open_database(url: str) -> Database:
