@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile, gettempdir
 from typing import Any, BinaryIO, Generic, NamedTuple, NoReturn, TypeVar, cast
 
+from ..diagnosis import Diagnosis, fault, good
 from ..dicom import header as dicom_header
 from ..dicom import metadata
 from ..dicom.codecs import ImagePixel, encoded
@@ -33,7 +34,6 @@ from ..dicom.pixel_data import (
     transcode_frame_of_file,
 )
 from ..dicom.workers import CodecPool
-from ..diagnosis import Diagnosis, fault, good
 from ..errors import Gone, NotFound, Unavailable
 from ..index.database import Database, migrate, open_database, pending
 from ..index.repository import Index, InstanceRow

@@ -27,9 +27,9 @@ import orjson
 import peewee
 from playhouse import migrations
 
+from dicomcloud.diagnosis import Diagnosis, fault, good
 from dicomcloud.dicom.attributes import json_key
 from dicomcloud.dicom.matching import Kind, Match, decode_match, matches
-from dicomcloud.diagnosis import Diagnosis, fault, good
 from dicomcloud.errors import Unavailable
 
 logger = logging.getLogger(__name__)
