@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import create_app
+from app import create_app, open_archive
+from dicomcloud import cli
 from dicomcloud.archive import Archive
 from dicomcloud.settings import Settings, load
 
@@ -53,3 +56,49 @@ def client(app: Flask) -> FlaskClient:
 def archive(app: Flask) -> Archive:
     opened: Archive = app.extensions["dicomcloud"].archive
     return opened
+
+
+# The command line
+
+
+class Finished(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Finished]
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The variables of a caller with a data directory of his own, and no other settings."""
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if name.startswith("DICOMCLOUD_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("DICOMCLOUD_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("DICOMCLOUD_BIND", "127.0.0.1:0")
+    monkeypatch.setenv("DICOMCLOUD_MIN_FREE_BYTES", "0")
+    monkeypatch.setenv("DICOMCLOUD_WORKERS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
+    return dict(os.environ)
+
+
+@pytest.fixture
+def run(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """What `python -m dicomcloud` does with these arguments; settings by keyword."""
+
+    def run(*arguments: object, **settings: object) -> Finished:
+        with monkeypatch.context() as patch:
+            for name, value in settings.items():
+                patch.setenv(f"DICOMCLOUD_{name.upper()}", str(value))
+            with pytest.raises(SystemExit) as ended:
+                cli.main(open_archive, create_app, [str(argument) for argument in arguments])
+        return Finished(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def report_of(finished: Finished) -> dict[str, object]:
+    return json.loads(finished.stdout)

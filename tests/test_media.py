@@ -12,13 +12,10 @@ import pytest
 from flask.testing import FlaskClient
 
 from dicomcloud.media import ZipMedium
-from tests import test_cli
-from tests.conftest import AppMaker
+from tests.conftest import AppMaker, Run
 from tests.data import SAMPLES, make_dataset, make_file, sample_files
-from tests.test_cli import Run
 
 STUDIES = "/dicomweb/studies"
-environment, run = test_cli.environment, test_cli.run  # fixtures
 
 
 def zipped(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:

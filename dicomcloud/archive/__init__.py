@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from io import BytesIO
 from itertools import chain
@@ -40,6 +40,7 @@ from ..index.repository import Index, InstanceRow
 from ..quarantine import Quarantine
 from ..storage import FileMissing, Storage, open_storage
 from ..storage.cache import DiskCache
+from .backup import Backup, Generation, Step
 from .store import DuplicatePolicy, StoreBatch, StoreItem, StoreReport
 from .upkeep import Finding, ReindexStep, Upkeep
 
@@ -458,6 +459,17 @@ class Archive:
         self.upkeep.remove_files(keys)
         self.cache.forget(study)
         return len(keys)
+
+    # Backups
+
+    def back_up(self, backup: Backup, data_folder: Path, *, without: Collection[Path], keep: int) -> Iterator[Step]:
+        """Make a backup, also while the archive is in use (`Backup.make`)."""
+        return backup.make(self._database, self._storage, data_folder, without=without, keep=keep)
+
+    def restore(self, backup: Backup, generation: Generation, index: Path, data_folder: Path) -> Iterator[Step]:
+        """Put a backup into this archive, which is empty; its database in the file `index` is replaced."""
+        self._database.close()
+        return backup.restore(generation, self._storage, index, data_folder)
 
     # The schema
 

@@ -12,7 +12,7 @@ from .. import server
 from ..archive import Archive
 from ..errors import DicomWebError
 from ..settings import Settings, SettingsError
-from . import deidentify, doctor, import_files, serve, show_settings, upkeep
+from . import backup, deidentify, doctor, import_files, serve, show_settings, upkeep
 from .program import Program, commands, fail
 
 COMMANDS = (
@@ -20,6 +20,7 @@ COMMANDS = (
     import_files,
     deidentify,
     doctor,
+    backup,
     upkeep,
     show_settings,
 )  # imported for the commands they add to `commands`

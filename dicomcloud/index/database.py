@@ -19,7 +19,7 @@ import sqlite3
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -55,16 +55,20 @@ class _Connection(sqlite3.Connection):
 class Database(peewee.SqliteDatabase):
     """SQLite: one open connection per thread, none shared with a forked process.
 
-    A commit is on the disk when it returns (WAL, synchronous=FULL). Several processes may use one file.
+    A commit is on the disk when it returns (WAL, synchronous=FULL). Several processes may use one file. With `frozen`,
+    the file is one that nobody writes to, such as a `snapshot`.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, frozen: bool = False) -> None:
         super().__init__(
-            path,
+            f"{Path(path).absolute().as_uri()}?immutable=1" if frozen else path,
+            uri=frozen,
             timeout=BUSY_TIMEOUT,
             cached_statements=256,
             factory=_Connection,
-            pragmas=(
+            pragmas=(("case_sensitive_like", 1),)
+            if frozen
+            else (
                 ("journal_mode", "wal"),
                 ("synchronous", "full"),
                 ("foreign_keys", 1),
@@ -115,6 +119,12 @@ class Database(peewee.SqliteDatabase):
             if code == sqlite3.SQLITE_FULL:
                 raise Unavailable("There is no room left for the index.") from error
             raise
+
+    def snapshot(self, path: Path) -> None:
+        """Copy the database as it is at one moment into a new file; writers are not kept waiting."""
+        with closing(sqlite3.connect(path)) as target:
+            self._thread_connection().backup(target)
+            target.execute("PRAGMA journal_mode = delete")  # one file, readable where nothing can be written
 
     def insert(self, sql: str, parameters: Sequence[Any]) -> int:
         """Execute an INSERT of one row; the key the database has given it."""
@@ -167,6 +177,11 @@ def open_database(url: str) -> Database:
     if scheme != "sqlite" or not separator or not path or path.startswith(":"):
         raise ValueError(f"{url!r} is not the URL of a database this version knows: sqlite:///path")
     return Database(path)
+
+
+def open_snapshot(path: Path) -> Database:
+    """The database in a file that nobody writes to; the folder may be read-only."""
+    return Database(str(path), frozen=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,12 @@ class Storage(Protocol):
     def unconfirmed(self) -> list[str]:
         """Keys that were committed and never confirmed: a crash came between the files and the index."""
 
+    def put(self, incoming: Incoming, key: str) -> None:
+        """Put one file under the key that it has in another store, durable when it returns. Raises OSError."""
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the file; None where there is none."""
+
     def open(self, key: str) -> BinaryIO:
         """Raises FileMissing."""
 

@@ -60,13 +60,27 @@ class FileSystemStorage:
             for item, _, path in moves:
                 os.replace(item.path, path)
             for folder in folders:
-                _sync_folder(folder)
+                sync_folder(folder)
         except OSError:
             for _, _, path in moves:
                 path.unlink(missing_ok=True)
             self.confirm(keys)
             raise
         return keys
+
+    def put(self, incoming: Incoming, key: str) -> None:
+        spooled = cast("SpooledFile", incoming)
+        spooled.synced()
+        path = self._path(key)
+        _make_folder(path.parent)
+        os.replace(spooled.path, path)
+        sync_folder(path.parent)
+
+    def size(self, key: str) -> int | None:
+        try:
+            return self._path(key).stat().st_size
+        except FileNotFoundError:
+            return None
 
     def confirm(self, keys: Sequence[str]) -> None:
         if keys:
@@ -173,13 +187,13 @@ class SpooledFile:
     def sync_soon(self) -> None:
         self._close()
         if self._syncing is None:
-            self._syncing = _sync_pool().submit(_sync_file, self.path)
+            self._syncing = _sync_pool().submit(sync_file, self.path)
 
     def synced(self) -> None:
         """Return when the bytes are on disk. Raises OSError."""
         self._close()
         if self._syncing is None:
-            _sync_file(self.path)
+            sync_file(self.path)
         else:
             self._syncing.result()
 
@@ -213,7 +227,7 @@ def _key(name: str) -> str:
     return f"{name[:4]}/{name[4:7]}/{name}.dcm"
 
 
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
     with open(path, "rb+", buffering=0) as file:
         os.fsync(file.fileno())
 
@@ -225,10 +239,10 @@ def _make_folder(folder: Path) -> None:
         folder = folder.parent
     for new in reversed(missing):
         new.mkdir(exist_ok=True)
-        _sync_folder(new.parent)
+        sync_folder(new.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     if os.name == "nt":  # a folder cannot be opened there; NTFS journals its own names
         return
     descriptor = os.open(folder, os.O_RDONLY)
