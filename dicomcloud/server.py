@@ -20,6 +20,7 @@ from .settings import Settings, split_address
 
 WsgiApp = Callable[..., Any]
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # environment variable: the folder by which processes share their metrics
+TAKES_FILE_SPANS = "dicomcloud.takes_file_spans"  # in the WSGI environment: the body may have parts of files in it
 _METRICS = "dicomcloud-metrics-"
 _LONGEST_REQUEST_LINE = 8190  # bytes; the most that gunicorn's parser takes with a limit at all
 _HUNG = 900  # seconds without a sign of life after which a server process is replaced; transfers do not count
@@ -57,14 +58,14 @@ def run(listener: socket.socket, settings: Settings, create_app: Callable[[Setti
 def gunicorn_options(settings: Settings) -> dict[str, Any]:
     """gunicorn's own settings, for `run` and for config/gunicorn.conf.py."""
 
-    def limit_silence(_worker: Any, request: Any) -> None:
-        # gunicorn's threads wait for the bytes of a body, and for a client that takes none, without any limit.
-        request.unreader.sock.settimeout(settings.request_timeout or None)
+    def begin(worker: Any) -> None:
+        worker.silence = settings.request_timeout or None
+        _settle()
 
     share_metrics()
     return {
         "bind": settings.bind,
-        "worker_class": "gthread",
+        "worker_class": "dicomcloud.http_worker.Worker",
         "workers": settings.resolved_workers,
         "threads": settings.threads,
         "timeout": _HUNG,
@@ -75,8 +76,7 @@ def gunicorn_options(settings: Settings) -> dict[str, Any]:
         "forwarded_allow_ips": "",  # the web layer judges X-Forwarded-* by `trusted_proxies`
         "control_socket_disable": True,
         "loglevel": settings.log_level if settings.log_level != "info" else "warning",
-        "pre_request": limit_silence,
-        "post_worker_init": lambda _worker: _settle(),
+        "post_worker_init": begin,
         "child_exit": lambda _arbiter, worker: _forget_metrics_of(worker.pid),
         "on_exit": lambda _arbiter: _remove_metrics(),
     }

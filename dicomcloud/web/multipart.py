@@ -14,12 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 from ..errors import BadRequest, PayloadTooLarge, UnsupportedMediaType
 
 Buffer = bytes | bytearray | memoryview
-
 PIECE = 1 << 20  # bytes read from the client at a time; 8 KiB would cost gunicorn six times the CPU
 _GZIP_PIECE = 64 << 10  # small, because what follows a gzip member is copied once for every member
 OUT_PIECE = 256 << 10  # the most that is handed to the server at a time; smaller ones cost more system calls
@@ -336,6 +335,22 @@ class InflatedStream:
 # --------------------------------------------------------------------------------------------- writing
 
 
+class FileSpan:
+    """`size` bytes of an open file from `offset` on, for a server that sends them from the file itself."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self.file, self.offset, self._size = file, offset, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def fileno(self) -> int:
+        return self.file.fileno()
+
+
+Chunk = Buffer | FileSpan
+
+
 @dataclass(frozen=True, slots=True)
 class OutgoingPart:
     """A part to send. `chunks` may be a generator that opens its file when the part's turn comes.
@@ -345,7 +360,7 @@ class OutgoingPart:
 
     headers: Mapping[str, str]
     size: int | None
-    chunks: Iterable[Buffer]
+    chunks: Iterable[Chunk]
 
 
 class MultipartBody:
@@ -401,7 +416,7 @@ class MultipartBody:
             length += len(self._head(part, number == 0)) + part.size
         return length
 
-    def _chunks(self) -> Iterator[Buffer]:
+    def _chunks(self) -> Iterator[Chunk]:
         first = True
         for part in self._parts:
             yield self._head(part, first)
@@ -418,8 +433,11 @@ class MultipartBody:
         yield self._end(first)
 
 
-def _gather(chunks: Iterator[Buffer]) -> Iterator[bytes]:
-    """Pieces of at most OUT_PIECE: small ones are joined, for each becomes a system call; big ones pass uncopied."""
+def _gather(chunks: Iterator[Chunk]) -> Iterator[bytes]:
+    """Pieces of at most OUT_PIECE: small ones are joined, for each becomes a system call; big ones pass uncopied.
+
+    A FileSpan passes as it is: it is there only where the server takes it for bytes.
+    """
     small: list[Buffer] = []
     gathered = 0
     try:
@@ -428,7 +446,12 @@ def _gather(chunks: Iterator[Buffer]) -> Iterator[bytes]:
             if gathered and gathered + size > OUT_PIECE:
                 yield b"".join(small)
                 small, gathered = [], 0
-            if gathered or size < OUT_PIECE // 2:
+            if isinstance(chunk, FileSpan):
+                if small:
+                    yield b"".join(small)
+                    small, gathered = [], 0
+                yield cast(bytes, chunk)
+            elif gathered or size < OUT_PIECE // 2:
                 small.append(bytes(chunk) if isinstance(chunk, bytearray) else chunk)
                 gathered += size
                 if gathered >= OUT_PIECE // 2:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from hashlib import blake2b
+from io import BufferedReader
 from typing import BinaryIO, TypeVar, cast
 
 import orjson
@@ -19,7 +20,8 @@ from flask_smorest import Blueprint
 
 from ..archive import InstanceRow
 from ..errors import RangeNotSatisfiable
-from .multipart import Buffer, MultipartBody, OutgoingPart, read_in_pieces
+from ..server import TAKES_FILE_SPANS
+from .multipart import Chunk, FileSpan, MultipartBody, OutgoingPart, read_in_pieces
 from .negotiation import Choice, Offer
 from .responses import negotiated
 from .service import current_service, service_url
@@ -38,21 +40,29 @@ Answer = TypeVar("Answer")
 class Source:
     """The chunks of a part of which ranges can be had: `pieces(first, end)` gives the bytes from `first` to `end`."""
 
-    def __init__(self, pieces: Callable[[int, int], Iterator[bytes]], size: int) -> None:
+    def __init__(self, pieces: Callable[[int, int], Iterator[Chunk]], size: int) -> None:
         self.pieces = pieces
         self._size = size
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[Chunk]:
         return self.pieces(0, self._size)
 
     @classmethod
     def of_file(cls, open_file: Callable[[], BinaryIO], size: int) -> Source:
-        """The next `size` bytes of a file that is opened when its turn comes."""
+        """The next `size` bytes of a file that is opened when its turn comes.
 
-        def pieces(first: int, end: int) -> Iterator[bytes]:
+        A server that can takes a file on disk as it is, others its bytes.
+        """
+        spans = TAKES_FILE_SPANS in request.environ
+
+        def pieces(first: int, end: int) -> Iterator[Chunk]:
             file = open_file()
             file.seek(first, 1)
-            yield from read_in_pieces(file, end - first)
+            if spans and isinstance(file, BufferedReader):
+                with file:
+                    yield FileSpan(file, file.tell(), end - first)
+            else:
+                yield from read_in_pieces(file, end - first)
 
         return cls(pieces, size)
 
@@ -117,7 +127,11 @@ def single_part(part: OutgoingPart, etag: str, *, last_modified: datetime | None
         if limits := _range(size, etag):
             first, end = limits
             headers["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
-            chunks = chunks.pieces(first, end) if isinstance(chunks, Source) else _cut(chunks, first, end)
+            chunks = (
+                chunks.pieces(first, end)
+                if isinstance(chunks, Source)
+                else _cut(cast(Iterable[bytes], chunks), first, end)
+            )
             size, status = end - first, 206
     response = Response(cast(Iterable[bytes], chunks), status, direct_passthrough=True)
     response.headers.update(headers)
@@ -143,9 +157,9 @@ def _range(size: int, etag: str) -> tuple[int, int] | None:
     return limits
 
 
-def _cut(chunks: Iterable[Buffer], first: int, end: int) -> Iterator[Buffer]:
+def _cut(chunks: Iterable[Chunk], first: int, end: int) -> Iterator[bytes]:
     at = 0
-    for chunk in chunks:
+    for chunk in cast(Iterable[bytes], chunks):
         piece = chunk[max(first - at, 0) : end - at]
         at += len(chunk)
         if piece:

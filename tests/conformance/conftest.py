@@ -77,11 +77,16 @@ class Server:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 
-    def stop(self) -> int:
-        """Stop as a service manager does; return the exit status."""
+    def terminate(self) -> None:
+        """Tell it to stop as a service manager does."""
         assert self._process is not None
         if self._process.poll() is None:
             self._process.terminate()
+
+    def stop(self) -> int:
+        """Stop as a service manager does; return the exit status."""
+        assert self._process is not None
+        self.terminate()
         return self._process.wait(timeout=60)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:

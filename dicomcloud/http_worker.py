@@ -1,0 +1,212 @@
+"""gunicorn's worker with threads, made for clients that send request after request on one connection.
+
+Viewers do: hundreds of frames, each asked for when the one before has come. gunicorn's own `gthread` gives a connection
+back to its main thread after every answer and takes it from there again, which costs more time than a search. Here
+
+- a thread stays with its connection for a moment, in case the client's next request follows at once, unless another
+  connection is waiting for a thread;
+- the head of an answer and the beginning of its body leave together;
+- parts of files (`FileSpan` of web/multipart.py) go from the file to the socket inside the kernel;
+- a client that is silent in the middle of a request's head is given up, as one in the middle of a body is.
+
+Everything else, such as parsing, limits, kept-alive connections and the stop with grace, is gunicorn's.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from datetime import datetime
+from threading import Lock
+from typing import Any, Protocol
+
+from gunicorn import util
+from gunicorn.http import wsgi
+from gunicorn.workers import gthread
+
+from .server import TAKES_FILE_SPANS
+
+_PATIENCE = 0.02  # seconds for which a thread waits for the next request of its connection
+_FIRST_BYTES = 5.0  # the same for a new connection, as gthread has it
+_PIECE = 1 << 16
+_MORE = getattr(socket, "MSG_MORE", 0)
+
+
+class FileSpan(Protocol):
+    """`len()` bytes of an open file from `offset` on."""
+
+    offset: int
+
+    def __len__(self) -> int: ...
+    def fileno(self) -> int: ...
+
+
+class Worker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]
+    """See the module. `silence`: seconds that a client may be silent in the middle of a request, None: any time."""
+
+    silence: float | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lock = Lock()
+        self._waiting = 0  # connections that have work for a thread, and none yet
+        self._working = 0  # threads that have a connection
+
+    def enqueue_req(self, conn: Any) -> None:
+        with self._lock:
+            self._waiting += 1
+        super().enqueue_req(conn)
+
+    def handle(self, conn: Any) -> Any:
+        """Answer the request that is there and those that follow at once; what gthread is to do with the connection."""
+        with self._lock:
+            self._waiting -= 1
+            self._working += 1
+        try:
+            if not conn.initialized and not conn.wait_for_data(_FIRST_BYTES):
+                return gthread._DEFER
+            while True:
+                outcome = super().handle(conn) if self._head_is_here(conn) else False
+                if outcome is not True or not self._next_follows(conn):
+                    return outcome
+        finally:
+            with self._lock:
+                self._working -= 1
+
+    def _head_is_here(self, conn: Any) -> bool:
+        """Wait for the rest of a request's head. False when the client has gone or is silent."""
+        try:
+            conn.sock.settimeout(self.silence)
+            conn.init()
+            unreader = conn.parser.unreader
+            unreader.sock.settimeout(self.silence)
+            head = unreader.take_buffered()
+            while b"\r\n\r\n" not in head and len(head) < _PIECE:  # a longer one is the parser's to judge
+                piece = unreader.sock.recv(_PIECE)
+                head += piece
+                if not piece:
+                    break
+        except OSError:  # TimeoutError is one
+            return False
+        unreader.unread(head)
+        return bool(head)
+
+    def _next_follows(self, conn: Any) -> bool:
+        """Whether the next request has begun to come in. It is waited for only where that keeps nobody waiting."""
+        if not self.alive or self._waiting:
+            return False
+        unreader = conn.parser.unreader
+        if unreader.buf.getvalue():
+            return True
+        unreader.sock.settimeout(_PATIENCE if self._working < self.cfg.threads else 0)
+        try:
+            piece = unreader.sock.recv(_PIECE)
+        except OSError:  # nothing yet: gthread's main thread waits for it
+            return False
+        unreader.unread(piece)
+        return True
+
+    def handle_request(self, req: Any, conn: Any) -> bool:
+        """Answer one request. True when the connection may be kept."""
+        conn.sock.settimeout(self.silence)
+        began = datetime.now()
+        response, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, response_class=_Response)
+        environ["wsgi.multithread"] = True
+        environ[TAKES_FILE_SPANS] = True
+        if not self.alive or not self.cfg.keepalive or len(self.keepalived_conns) >= self.max_keepalived:
+            response.force_close()
+        try:
+            body = self.wsgi(environ, response.start_response)
+            try:
+                for piece in body:
+                    response.write(piece)
+                response.close()
+            finally:
+                self.log.access(response, req, environ, datetime.now() - began)
+                if hasattr(body, "close"):
+                    body.close()
+        except OSError:
+            raise  # the client has gone
+        except (Exception, SystemExit):
+            if not response.headers_sent:
+                raise
+            self.log.exception("Error handling request")  # half an answer is out: only the end of it can tell
+            util.close_graceful(conn.sock)
+            raise StopIteration from None
+        return not response.should_close()
+
+
+class _Response(wsgi.Response):  # type: ignore[misc, unused-ignore]
+    """gunicorn's, but for what it sends when: bytes wait for the next ones, or for the end."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.headers_sent: bool = False
+        self._held = b""
+
+    def send_headers(self) -> None:
+        if not self.headers_sent:
+            lines = [*self.default_headers(), *(f"{name}: {value}\r\n" for name, value in self.headers), "\r\n"]
+            self._held = "".join(lines).encode("latin-1")
+            self.headers_sent = True
+
+    def write(self, piece: bytes | FileSpan) -> None:
+        if isinstance(piece, bytes):
+            super().write(piece)
+            return
+        self.send_headers()
+        if self._omits_body or not len(piece):
+            return
+        if self.response_length is not None and self.sent + len(piece) > self.response_length:
+            raise ValueError("the body is longer than its Content-Length")
+        self.sent += len(piece)
+        head, self._held = self._held, b""
+        if self.chunked:
+            head, self._held = b"%s%X\r\n" % (head, len(piece)), b"\r\n"
+        if head:
+            self.sock.sendall(head, _MORE)
+        _send_span(self.sock, piece)
+
+    def _emit_body(self, data: bytes) -> None:
+        if self.chunked:
+            data = b"%X\r\n%s\r\n" % (len(data), data)
+        held, self._held = self._held, b""
+        if len(data) > _PIECE:
+            _send_both(self.sock, held, data)
+        else:
+            self.sock.sendall(held + data)
+
+    def close(self) -> None:
+        self.send_headers()
+        if self.chunked:
+            self._held += b"0\r\n\r\n"
+        if self._held:
+            held, self._held = self._held, b""
+            self.sock.sendall(held)
+
+
+def _send_both(to: socket.socket, held: bytes, data: bytes) -> None:
+    sent = to.sendmsg([held, data]) if held else 0
+    if sent < len(held):
+        to.sendall(held[sent:])
+        sent = len(held)
+    if sent < len(held) + len(data):
+        to.sendall(memoryview(data)[sent - len(held) :])
+
+
+def _send_span(to: socket.socket, span: FileSpan) -> None:
+    """Raises OSError when the client is gone or silent, EOFError when the file is shorter than it should be."""
+    offset, end = span.offset, span.offset + len(span)
+    timeout, waiting = to.gettimeout(), select.poll()
+    waiting.register(to, select.POLLOUT)
+    while offset < end:
+        try:
+            sent = os.sendfile(to.fileno(), span.fileno(), offset, end - offset)
+        except BlockingIOError:
+            if not waiting.poll(None if timeout is None else timeout * 1000):
+                raise TimeoutError("the client takes nothing") from None
+            continue
+        if not sent:
+            raise EOFError("the file ends too early")
+        offset += sent
