@@ -8,7 +8,7 @@ from functools import cache, partial
 from flask import Flask
 
 from dicomcloud import archive, cli, settings, web
-from dicomcloud.access.policy import asks_callers
+from dicomcloud.access.policy import open_authentication
 from dicomcloud.archive import Archive
 from dicomcloud.deidentify import open_deidentifier
 from dicomcloud.dicom.deidentification import Deidentifier
@@ -68,8 +68,9 @@ def create_app(configuration: Settings | None = None) -> Flask:
             cors_origins=configuration.cors_origins,
             strict_accept=configuration.strict_accept,
             accel_redirect=configuration.accel_redirect,
-            asks_callers=asks_callers(configuration, anybody_known=False),
+            authentication=open_authentication(configuration, opened.accounts),
             forbidden_status=configuration.forbidden_status,
+            share_max_hours=configuration.share_max_hours,
         ),
     )
     return app

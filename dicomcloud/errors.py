@@ -86,6 +86,7 @@ class FailureReason(IntEnum):
 
     PROCESSING_FAILURE = 0x0110  # PS3.7 C.5.14
     DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 C.5.6: other bytes are stored under this SOP Instance UID
+    NOT_AUTHORIZED = 0x0124  # PS3.7 C.5.x: the sender may not store into this study
     OUT_OF_RESOURCES = 0xA700  # PS3.4 Table B.2-1
     DATA_SET_DOES_NOT_MATCH = 0xA900  # PS3.4 Table B.2-1: e.g. another study than the one in the URL
     CANNOT_UNDERSTAND = 0xC000  # PS3.4 Table B.2-1: not DICOM, truncated, an identifying UID is missing

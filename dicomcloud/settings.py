@@ -176,7 +176,9 @@ def _parse_public_url(value: Any) -> str:
     return text
 
 
-_TAKEN = {"swagger", "openapi.json", "healthz", "readyz", "metrics", "ohif", "wado", "wadouri"}
+_TAKEN = {"swagger", "openapi.json", "healthz", "readyz", "metrics", "ohif", "wado", "wadouri"} | {
+    *("login", "logout", "session", "shares", "share"),
+}
 
 
 def _parse_root(value: Any) -> str:
@@ -241,10 +243,27 @@ def _parse_key(value: Any) -> str:
     return _text(value)
 
 
+def _parse_header(value: Any) -> str:
+    if _text(value) and not re.fullmatch(r"[A-Za-z0-9-]+", _text(value)):
+        raise ValueError
+    return _text(value)
+
+
+def _parse_role_name(value: str) -> str:
+    theirs, separator, ours = value.rpartition("=")
+    if not separator or not theirs.strip() or not ours.strip():
+        raise ValueError
+    return value
+
+
 ADDRESS = Kind("address", "an address and a port, such as 127.0.0.1:8000 or [::1]:8000", _parse_address)
 FOLDER = Kind("folder", "a folder", _parse_folder)
 FLAG = Kind("`true` or `false`", "true or false", _parse_flag, _show_flag)
 SIZE = Kind("size", "a size such as 500 MB, 16 GiB or a number of bytes", _parse_size, _show_size)
+TEXT = Kind("text", "text", _text)
+WORDS = Kind("list", "words, separated by commas", _list_of(str), _show_list)
+HEADER = Kind("header", "the name of a header such as X-Remote-User, or nothing", _parse_header)
+ROLE_NAMES = Kind("list", "names such as Radiology=reader", _list_of(_parse_role_name), _show_list)
 FILE = Kind("file", "a file, or nothing", _text)
 SECRET = Kind(
     "secret",
@@ -299,6 +318,60 @@ class Settings:
         "Whether callers have to say who they are. `auto`: as soon as there is a user, an API key, `oidc_issuer` or "
         "`proxy_user_header`; without one the server is open and starts only where nobody but this computer reaches "
         "it. `required`: always. `none`: never, e.g. because a proxy in front asks.",
+    )
+    login_failures: int = _option(
+        10,
+        _integer(0),
+        "Failed logins a minute from one address after which it is answered with 429; five times as many for one name. "
+        "Counted by each server process. 0: no limit.",
+    )
+    session_idle_minutes: int = _option(
+        30, _integer(1), "Minutes without a request after which a browser has to log in again."
+    )
+    session_hours: int = _option(12, _integer(1), "Hours after which a browser has to log in again in any case.")
+    share_max_hours: int = _option(
+        720, _integer(1, 24 * 365), "Longest time for which a link that shares a study is good, in hours."
+    )
+    proxy_user_header: str = _option(
+        "",
+        HEADER,
+        "Header in which a proxy of `trusted_proxies` names the user that it has let in, e.g. `X-Remote-User` (IIS "
+        "with Windows authentication, nginx auth_request). The proxy must set or remove it in every request. "
+        "Empty: off.",
+    )
+    proxy_roles_header: str = _option(
+        "",
+        HEADER,
+        "Header in which such a proxy gives the user's roles or groups, separated by commas. Empty: those of "
+        "`users add NAME --external`, or `default_roles`.",
+    )
+    oidc_issuer: str = _option(
+        "",
+        PUBLIC_URL,
+        "Issuer of bearer tokens (JWT) that are accepted, e.g. `https://login.example/realms/clinic`. Empty: none.",
+    )
+    oidc_audience: tuple[str, ...] = _option(
+        (), WORDS, "What a token must be meant for (`aud`): one of these. Needed with `oidc_issuer`."
+    )
+    oidc_jwks_url: str = _option(
+        "",
+        PUBLIC_URL,
+        "Where the issuer publishes its keys. Empty: what `/.well-known/openid-configuration` of the issuer says.",
+    )
+    oidc_name_claim: str = _option(
+        "preferred_username", TEXT, "Claim of a token that names the user; `sub` where it is missing."
+    )
+    oidc_roles_claim: str = _option(
+        "roles", TEXT, "Claim of a token that has the user's roles or groups, dotted, e.g. `realm_access.roles`."
+    )
+    role_names: tuple[str, ...] = _option(
+        (),
+        ROLE_NAMES,
+        "What roles or groups of a token or a proxy mean here, as `THEIRS=role`, e.g. `Radiology=reader`. In the file "
+        "a name may have blanks. Their names that are roles here need no entry.",
+    )
+    default_roles: tuple[str, ...] = _option(
+        (), WORDS, "Roles of those whom a token or a proxy names and of whom nothing else says what they may do."
     )
     forbidden_status: Literal[403, 404] = _option(
         403,

@@ -130,6 +130,8 @@ def _operations() -> dict[str, list[tuple[str, Operation]]]:
         for method, operation in item.items():
             if method != "parameters":
                 (service,) = operation["tags"]
+                if service not in SERVICES:  # logging in and sharing: no services of the Standard
+                    continue
                 found[SERVICES[service]].append((path.removeprefix(DEFAULTS.root), operation))
     return found
 
@@ -329,6 +331,7 @@ def _choices(module: Any) -> str:
 FAILURES = {
     FailureReason.PROCESSING_FAILURE: "Processing failure",
     FailureReason.DUPLICATE_SOP_INSTANCE: "Duplicate SOP Instance: other bytes are stored under this UID",
+    FailureReason.NOT_AUTHORIZED: "Not authorized: the sender may not store into this study",
     FailureReason.OUT_OF_RESOURCES: "Out of resources: disk space, or a limit of the server is exceeded",
     FailureReason.DATA_SET_DOES_NOT_MATCH: "Data set does not match: another study than the one of the URL",
     FailureReason.CANNOT_UNDERSTAND: "Cannot understand: not DICOM, truncated, an identifying UID is missing",
@@ -586,9 +589,11 @@ def _conditions(operations: Iterable[tuple[str, Operation]]) -> list[tuple[str, 
 def _security() -> Iterator[str]:
     yield "## 8 Security"
     yield """
-        **Access.** The server has neither authentication nor authorization, no audit trail and no TLS of its
-        own, and claims no profile of PS3.15. By default it listens to its own machine only; for others put a
-        reverse proxy with TLS and authentication in front of it.
+        **Access.** Callers are asked who they are as soon as one is known: HTTP Basic (RFC 7617), bearer tokens
+        (RFC 6750): JSON Web Tokens of an OpenID Connect provider, API keys, links to one study; or a trusted proxy's
+        word. Roles give the permission to search and retrieve, store, delete, administer, and to retrieve de-identified
+        copies only; a caller can be confined to studies by patient ID, issuer, institution. Without it the server
+        listens to its own machine only.
     """
     yield """
         **Integrity.** Instances are kept bit for bit with a check sum (SHA-256), thus Digital Signatures stay

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pydicom
 import pytest
 from flask import Flask
@@ -38,7 +39,9 @@ def test_a_command_that_is_shown_exists_with_its_options(page: str) -> None:
     for line in re.findall(r"-m dicomcloud ([^`\n]+)", PAGES[page]):
         words = line.replace("--config config/development.toml ", "").split()
         if re.fullmatch(r"[a-z]+", words[0]):
-            command = commands.commands[words[0]]
+            command: click.Command = commands.commands[words[0]]
+            if isinstance(command, click.Group):
+                command = command.commands[words[1]]
             known = {option for parameter in command.params for option in parameter.opts}
             assert {word for word in words if word.startswith("--")} <= known
 
@@ -60,7 +63,10 @@ def test_every_command_and_each_of_its_options_is_in_the_readme(name: str) -> No
     row = re.search(rf"^\| `{name}[ `].*$", README, re.MULTILINE)
     assert row, f"`{name}` has no row in README's table of commands"
     assert f"`{name}`" in CHANGELOG
-    for parameter in commands.commands[name].params:
+    command = commands.commands[name]
+    if isinstance(command, click.Group):
+        assert all(f"`{below}`" in row[0] for below in command.commands)
+    for parameter in command.params:
         assert parameter.param_type_name == "argument" or parameter.opts[0] in row[0]
     assert commands.commands[name].help
 

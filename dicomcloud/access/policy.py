@@ -1,11 +1,16 @@
-"""Whether callers are asked who they are: told from the settings, once, before the server listens."""
+"""Whether callers are asked who they are, and how: told from the settings, once, before the server listens."""
 
 from __future__ import annotations
 
 import ipaddress
 import logging
+from collections.abc import Iterable
 
+from ..index.accounts import Accounts
 from ..settings import Settings, SettingsError, split_address
+from .authentication import Authentication, Authenticator, External
+from .caller import ROLES
+from .tokens import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +28,57 @@ def is_loopback(address: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False  # a unix socket, behind which there is a proxy; a name
+
+
+def open_authentication(
+    settings: Settings, accounts: Accounts, authenticators: Iterable[Authenticator] = ()
+) -> Authentication | None:
+    """What tells callers, None where nobody is asked. `authenticators` are further ways, of other packages.
+
+    Raises SettingsError for settings that contradict each other, or leave the archive open to the network.
+    """
+    authenticators = tuple(authenticators)
+    for role in settings.default_roles:
+        _check_role("default_roles", role)
+    role_names = dict(_role_name(text) for text in settings.role_names)
+    for role in role_names.values():
+        _check_role("role_names", role)
+    if settings.oidc_issuer and not settings.oidc_audience:
+        raise SettingsError("Setting oidc_audience is needed with oidc_issuer: tokens for others must not let in")
+    if settings.proxy_user_header and not settings.trusted_proxies:
+        raise SettingsError("Setting proxy_user_header: trusted_proxies must say which proxy is believed")
+    ways = settings.oidc_issuer or settings.proxy_user_header or authenticators
+    if not asks_callers(settings, anybody_known=bool(ways) or accounts.anybody()):
+        return None
+    tokens = None
+    if settings.oidc_issuer:
+        tokens = Tokens(settings.oidc_issuer, settings.oidc_audience, jwks_url=settings.oidc_jwks_url)
+    return Authentication(
+        accounts,
+        tokens=tokens,
+        external=External(
+            proxy_user_header=settings.proxy_user_header,
+            proxy_roles_header=settings.proxy_roles_header,
+            name_claim=settings.oidc_name_claim,
+            roles_claim=settings.oidc_roles_claim,
+            role_names=role_names,
+            default_roles=settings.default_roles,
+        ),
+        authenticators=authenticators,
+        login_failures=settings.login_failures,
+        session_idle_minutes=settings.session_idle_minutes,
+        session_hours=settings.session_hours,
+    )
+
+
+def _role_name(text: str) -> tuple[str, str]:
+    theirs, _, ours = text.rpartition("=")
+    return theirs.strip(), ours.strip()
+
+
+def _check_role(setting: str, role: str) -> None:
+    if role not in ROLES:
+        raise SettingsError(f"Setting {setting}: {role!r} is no role; there are {', '.join(ROLES)}")
 
 
 def asks_callers(settings: Settings, *, anybody_known: bool) -> bool:

@@ -26,6 +26,11 @@ class Studies:
     texts: tuple[str, ...]
     rules: tuple[tuple[Match, ...], ...]
 
+    @property
+    def tags(self) -> frozenset[int]:
+        """What the rules are about."""
+        return frozenset(match.tag for rule in self.rules for match in rule)
+
     @classmethod
     def only(cls, study_uid: str) -> Studies:
         """One study."""

@@ -35,24 +35,28 @@ from ..dicom.pixel_data import (
 )
 from ..dicom.workers import CodecPool
 from ..errors import Gone, NotFound, Unavailable
+from ..index.accounts import NEVER, Accounts, Key, User
 from ..index.database import Database, migrate, open_database, pending
 from ..index.repository import Index, InstanceRow
 from ..quarantine import Quarantine
 from ..storage import FileMissing, Storage, open_storage
 from ..storage.cache import DiskCache
 from .backup import Backup, Generation, Step
-from .store import DuplicatePolicy, StoreBatch, StoreItem, StoreReport
+from .store import DuplicatePolicy, Rules, StoreBatch, StoreItem, StoreReport
 from .upkeep import Finding, ReindexStep, Upkeep
 
 __all__ = [
+    "NEVER",
     "Archive",
     "Finding",
     "InstanceRow",
+    "Key",
     "ReindexStep",
     "SeriesVersion",
     "StoreBatch",
     "StoreItem",
     "StoreReport",
+    "User",
     "open_archive",
 ]
 
@@ -90,6 +94,7 @@ class Archive:
         deidentify_on_retrieve: Callable[[], Deidentifier] | None = None,
     ) -> None:
         self.index = Index(database)
+        self.accounts = Accounts(database)
         self.cache = cache or DiskCache(Path(gettempdir()) / "dicomcloud", 0)
         self._codecs = CodecPool(codec_workers)
         self.duplicates = duplicates
@@ -151,11 +156,13 @@ class Archive:
         *,
         changes: Mapping[str, Any] | None = None,
         quarantine: bool = True,
+        visible: Rules | None = None,
     ) -> StoreBatch:
         """A unit of work that stores instances; with `study_uid`, those of any other study fail (PS3.18 10.5.1.1).
 
         `changes` are attributes that every instance gets (`coercion.read_change`). `quarantine` is False where what
-        cannot be stored is not lost: its sender keeps the file. Raises Unavailable when the disk is about to be full.
+        cannot be stored is not lost: its sender keeps the file. With `visible`, instances of studies that fulfil none
+        of these rules fail. Raises Unavailable when the disk is about to be full.
         """
         if self._min_free_bytes and self._storage.disk_space()[0] < self._min_free_bytes:
             raise Unavailable("The storage is full; nothing can be stored at the moment", retry_after=600)
@@ -168,6 +175,7 @@ class Archive:
             study_uid=study_uid,
             changes=changes or {},
             quarantine=self.quarantine if quarantine else None,
+            visible=visible,
         )
 
     # Retrieve

@@ -21,6 +21,7 @@ from ..dicom import coercion, metadata
 from ..dicom import header as dicom_header
 from ..dicom.attributes import keyword_of
 from ..dicom.deidentification import CannotDeidentify, Deidentifier
+from ..dicom.matching import Match, matches
 from ..errors import FailureReason, InvalidInstance, Unavailable, WarningReason
 from ..index.repository import Index, NewInstance, Outcome
 from ..quarantine import Quarantine
@@ -29,6 +30,7 @@ from ..storage import Incoming, Storage
 log = logging.getLogger(__name__)
 
 DuplicatePolicy = Literal["reject", "keep", "replace"]
+Rules = Sequence[Sequence[Match]]  # about studies: one has to hold, of it all matches
 
 _PIECE = 1 << 20  # bytes copied at a time
 _IN_MEMORY = 4 << 20  # bytes of an instance that need no temporary file on disk
@@ -122,6 +124,7 @@ class StoreBatch:
         study_uid: str | None,
         changes: Mapping[str, Any],
         quarantine: Quarantine | None,
+        visible: Rules | None = None,
     ) -> None:
         self._index = index
         self._storage = storage
@@ -131,6 +134,7 @@ class StoreBatch:
         self._study_uid = study_uid
         self._changes = changes
         self._quarantine = quarantine
+        self._visible = visible
         self._items: list[StoreItem | _Spooled] = []
         self._spools: list[Spool] = []
 
@@ -222,6 +226,7 @@ class StoreBatch:
         with incoming.buffer() as buffer:
             header = dicom_header.scan(buffer, max_inflated=self._max_inflated_bytes)
             self._check_study(header)
+            self._check_visible(header)
             if header.prefix:
                 incoming, digest, header = self._completed(incoming, buffer, header)
         if self._deidentify is not None:
@@ -312,6 +317,21 @@ class StoreBatch:
                 f"The instance belongs to the study {study}, not to the study of the request",
                 sop_class_uid=metadata.text(header.attributes, "SOPClassUID") or None,
                 sop_instance_uid=metadata.text(header.attributes, "SOPInstanceUID") or None,
+            )
+
+    def _check_visible(self, header: dicom_header.Header) -> None:
+        """Whoever sees some studies only stores only into these, also where they change an instance of another."""
+        if self._visible is None:
+            return
+        attributes = header.attributes
+        study, instance = (metadata.text(attributes, keyword) for keyword in ("StudyInstanceUID", "SOPInstanceUID"))
+        new = any(all(matches(match, attributes) for match in rule) for rule in self._visible)
+        if not new or not self._index.may_store(study, instance, self._visible):
+            raise InvalidInstance(
+                FailureReason.NOT_AUTHORIZED,
+                "The sender may not store this: it belongs to a study that they do not see",
+                sop_class_uid=metadata.text(attributes, "SOPClassUID") or None,
+                sop_instance_uid=instance or None,
             )
 
     def _completed(

@@ -12,7 +12,7 @@ from .. import server
 from ..archive import Archive
 from ..errors import DicomWebError
 from ..settings import Settings, SettingsError
-from . import backup, deidentify, doctor, import_files, serve, show_settings, upkeep
+from . import backup, deidentify, doctor, import_files, serve, show_settings, upkeep, users
 from .program import Program, commands, fail
 
 COMMANDS = (
@@ -22,6 +22,7 @@ COMMANDS = (
     doctor,
     backup,
     upkeep,
+    users,
     show_settings,
 )  # imported for the commands they add to `commands`
 _PROGRAM = "python -m dicomcloud"

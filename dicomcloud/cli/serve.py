@@ -7,7 +7,7 @@ import sys
 import click
 
 from .. import __version__, server
-from ..access.policy import asks_callers
+from ..access.policy import open_authentication
 from .program import Program, commands
 
 
@@ -16,8 +16,8 @@ from .program import Program, commands
 def serve(program: Program) -> None:
     """Serve the archive until stopped (Ctrl+C)."""
     settings = program.settings
-    with program.archive():  # made and migrated before the server's processes start: a fault is told here and once
-        asked = asks_callers(settings, anybody_known=False)
+    with program.archive() as archive:  # made before the server's processes start: a fault is told here and once
+        asked = open_authentication(settings, archive.accounts) is not None
     listener = server.listen(settings.bind)
     here = server.url_of(listener)
     click.echo(f"DICOMcloud {__version__}")

@@ -4,6 +4,7 @@ The rest of the index writes plain SQL with `?` for values and asks the database
 
     run, write, insert      a statement; a transaction that may write; a row with a key made by the database
     page                    LIMIT/OFFSET
+    append_only             protect a table from changes
     like, like_pattern      LIKE with `*` and `?` as wildcards, compared as binary
     stored_matches          matching of an attribute that has no column, in the stored DICOM JSON
 
@@ -129,6 +130,14 @@ class Database(peewee.SqliteDatabase):
     def insert(self, sql: str, parameters: Sequence[Any]) -> int:
         """Execute an INSERT of one row; the key the database has given it."""
         return self.run(sql, parameters).lastrowid or 0
+
+    def append_only(self, table: str) -> None:
+        """From now on rows of this table can be added, but neither changed nor deleted."""
+        for action in ("UPDATE", "DELETE"):
+            self.run(
+                f"CREATE TRIGGER {table}_no_{action.lower()} BEFORE {action} ON {table}"
+                f" BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+            )
 
     def page(self, limit: int, offset: int) -> tuple[str, list[Any]]:
         """The end of a SELECT with ORDER BY that returns `limit` rows from `offset` on."""

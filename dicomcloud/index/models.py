@@ -241,6 +241,120 @@ class RemovedFile(Table):
     removed_at = BigIntegerField()
 
 
+class StudyInstitution(Table):
+    """Institution Name of the series of a study, for callers who see those of some institutions only."""
+
+    study = ForeignKeyField(Study, column_name="study_key", index=False)
+    institution = CharField(200)
+
+    class Meta:
+        primary_key = False
+        indexes = ((("study", "institution"), True),)
+
+
+StudyInstitution.add_index(
+    StudyInstitution.index(
+        StudyInstitution.institution, StudyInstitution.study, unique=True, name="study_institution_of"
+    )
+)
+
+
+class AccountState(Table):
+    """One row. `generation` grows with every change of users, keys and links; `secret` signs share links."""
+
+    id = IntegerField(primary_key=True)
+    generation = BigIntegerField()
+    secret = CharField(64)
+
+
+class UserAccount(Table):
+    """`name` is case-folded; `password` an Argon2 hash, '' for who comes in another way; `studies` a rule a line."""
+
+    id = BigAutoField()
+    name = CharField(100, unique=True)
+    password = CharField(200)
+    roles = CharField(200)  # separated by blanks
+    studies = TextField()
+    disabled = IntegerField()
+    created_at = BigIntegerField()
+    changed_at = BigIntegerField()
+
+
+class ApiKey(Table):
+    """A key is `dck_<key_id>_<secret>`; of it the SHA-256 is kept. `expires_at`, `revoked_at`: 0 is never."""
+
+    id = BigAutoField()
+    key_id = CharField(16, unique=True)
+    name = CharField(100)
+    checksum = CharField(64)
+    roles = CharField(200)
+    studies = TextField()
+    created_at = BigIntegerField()
+    expires_at = BigIntegerField()
+    revoked_at = BigIntegerField()
+
+
+class ShareLink(Table):
+    """A link that opens one study without a password until it ends."""
+
+    id = BigAutoField()
+    share_id = CharField(24, unique=True)
+    study_uid = CharField(64)
+    roles = CharField(200)
+    created_by = CharField(100)
+    created_at = BigIntegerField()
+    expires_at = BigIntegerField()
+    revoked_at = BigIntegerField()
+
+
+class LoginSession(Table):
+    """A browser that logged in, or opened a share link; its cookie is kept as SHA-256."""
+
+    id = BigAutoField()
+    checksum = CharField(64, unique=True)
+    user_name = CharField(100)
+    share_id = CharField(24)
+    created_at = BigIntegerField()
+    used_at = BigIntegerField()
+    expires_at = BigIntegerField(index=True)
+
+
+class AuditChain(Table):
+    """One row: the last event of the trail, and up to which one they were sent to the syslog server, and by whom."""
+
+    id = IntegerField(primary_key=True)
+    sequence = BigIntegerField()
+    hash = CharField(64)
+    forwarded = BigIntegerField()
+    forwarder = CharField(64)
+    forwarder_until = BigIntegerField()
+
+
+class AuditEvent(Table):
+    """The audit trail. Rows are added and never changed; each has the hash of itself and the one before."""
+
+    sequence = BigIntegerField(primary_key=True)
+    began_at = BigIntegerField()
+    ended_at = BigIntegerField()
+    action = CharField(24)
+    outcome = IntegerField()  # HTTP status
+    times = IntegerField()  # how many such requests this event stands for
+    caller = CharField(100)
+    method = CharField(24)
+    address = CharField(64)
+    study_uid = CharField(64)
+    series_uid = CharField(64)
+    sop_uid = CharField(64)
+    request_id = CharField(64)
+    detail = TextField()
+    hash = CharField(64)
+
+
+AuditEvent.add_index(AuditEvent.index(AuditEvent.began_at, name="audit_event_began_at"))
+AuditEvent.add_index(AuditEvent.index(AuditEvent.study_uid, AuditEvent.sequence, name="audit_event_study"))
+AuditEvent.add_index(AuditEvent.index(AuditEvent.caller, AuditEvent.sequence, name="audit_event_caller"))
+
+
 TABLES: Final = (
     ArchiveState,
     Patient,
@@ -253,4 +367,12 @@ TABLES: Final = (
     Superseded,
     Deletion,
     RemovedFile,
+    StudyInstitution,
+    AccountState,
+    UserAccount,
+    ApiKey,
+    ShareLink,
+    LoginSession,
+    AuditChain,
+    AuditEvent,
 )

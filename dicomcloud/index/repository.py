@@ -326,6 +326,7 @@ class _Writer:
             row = (self._database.insert(_INSERT_SERIES, (study.id, uid, *values, self.revision, self._now)),)
             study.new_series += 1
             study.new_modality |= self._insert_modality(study.id, values[1], study.datetime)
+            self._insert_institution(study.id, attributes)
             self._totals["series"] += 1
             if study.tombstones:
                 self._forget_deletion(study_uid, uid, "")
@@ -384,6 +385,12 @@ class _Writer:
             "INSERT INTO study_modality (study_key, modality, study_datetime) VALUES (?, ?, ?)", (*key, study_datetime)
         )
         return True
+
+    def _insert_institution(self, study_key: int, attributes: Mapping[str, Any]) -> None:
+        key = (study_key, _text(attributes, "00080080"))
+        known = "SELECT 1 FROM study_institution WHERE study_key = ? AND institution = ?"
+        if key[1] and not self._run(known, key).fetchone():
+            self._run("INSERT INTO study_institution (study_key, institution) VALUES (?, ?)", key)
 
     def _forget_deletion(self, *uids: str) -> None:
         self._run("DELETE FROM deletion WHERE study_uid = ? AND series_uid = ? AND sop_uid = ?", uids)
@@ -471,6 +478,7 @@ class _Writer:
         ).fetchone()
         self._run("DELETE FROM name_token WHERE study_key = ?", (key,))
         self._run("DELETE FROM study_modality WHERE study_key = ?", (key,))
+        self._run("DELETE FROM study_institution WHERE study_key = ?", (key,))
         if instances:
             attributes = _split(self._document(first))[0]
             values = self._study_values(uid, attributes)
@@ -481,6 +489,8 @@ class _Writer:
             rows = self._run("SELECT DISTINCT modality FROM series WHERE study_key = ?", (key,)).fetchall()
             for (modality,) in rows:
                 self._insert_modality(key, modality, study_datetime)
+            for (text,) in self._run("SELECT attributes FROM series WHERE study_key = ?", (key,)).fetchall():
+                self._insert_institution(key, orjson.loads(text))
             self._write_modalities(key)
             self._run(
                 "UPDATE study SET number_of_series = ?, number_of_instances = ?, revision = ?, changed_at = ?"
@@ -592,6 +602,13 @@ class Index:
             more, others = study_condition(rules, self._database)
             condition, values = f"{condition} AND {more}", values + others
         return self._run(f"SELECT 1 FROM study s WHERE {condition}", values).fetchone() is not None
+
+    def may_store(self, study_uid: str, sop_uid: str, rules: Sequence[Sequence[Match]]) -> bool:
+        """Whether the study, and the one in which the instance is now, fulfil one of the rules, if they are there."""
+        condition, values = study_condition(rules, self._database)
+        other = "SELECT r.study_key FROM instance i JOIN series r ON r.id = i.series_key WHERE i.uid = ?"  # one at most
+        statement = f"SELECT 1 FROM study s WHERE (s.uid = ? OR s.id IN ({other})) AND NOT ({condition})"
+        return self._run(statement, (study_uid, sop_uid, *values)).fetchone() is None
 
     def instances(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> list[InstanceRow]:
         """The instances under the UIDs, by series number, series UID, instance number, SOP Instance UID."""
@@ -744,6 +761,7 @@ class Index:
                 "instance",
                 "series",
                 "study_modality",
+                "study_institution",
                 "name_token",
                 "study",
                 "patient",

@@ -22,6 +22,7 @@ from . import (
     ohif,
     qido_rs,
     retrieve,
+    sessions,
     stow_rs,
     wado_metadata,
     wado_rendered,
@@ -55,10 +56,11 @@ def register(app: Flask, service: Service) -> None:
     api = Api(app)
     root = service.root
     declared = {name: Need(Permission.PUBLIC) for name in ("health", "pages", "home", "openapi_document")}
+    declared["metrics"] = Need(Permission.MONITOR, narrows=True)
     for blueprint, documented, others, need in (
         (qido_rs.blueprint, root, ["/api", "/qidors"], Need(Permission.READ, narrows=True)),
         (retrieve.blueprint, root, ["/api", "/wadors"], Need(Permission.READ)),
-        (stow_rs.blueprint, root, ["/api", "/stowrs"], Need(Permission.STORE)),
+        (stow_rs.blueprint, root, ["/api", "/stowrs"], Need(Permission.STORE, narrows=True)),
         (delete_rs.blueprint, root, ["/api", "/delowrs"], Need(Permission.DELETE)),
         (wado_uri.blueprint, "/wado", ["/wadouri", "/api/wadouri"], Need(Permission.READ, narrows=True)),
         (ohif.blueprint, "/ohif", [], Need(Permission.READ)),
@@ -72,6 +74,7 @@ def register(app: Flask, service: Service) -> None:
                 declared[name] = need
     app.add_url_rule("/stowrs", "store_at_stowrs", stow_rs.store_instances, methods=["POST"])  # the original's own
     declared["store_at_stowrs"] = declared[stow_rs.blueprint.name]
+    api.register_blueprint(sessions.blueprint)
     app.register_blueprint(health.blueprint)
     add_pages(app, api)
     add_capabilities(app, api, [root, "/api", "/qidors", "/wadors", "/stowrs", "/delowrs"])

@@ -8,18 +8,33 @@ does itself (`narrows=True`).
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
+from urllib.parse import quote
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, g, redirect, request
 
 from ..access import ANYBODY, Caller, Permission
+from ..access.authentication import Shown
+from ..access.credentials import csrf_token
 from ..errors import Forbidden, NotFound, Unauthorized
-from .service import current_service
+from .service import client_address, comes_from_proxy, current_service, server_url
 
 View = TypeVar("View", bound=Callable[..., Any])
-REALM: Final = "DICOMcloud"
+
+COOKIE: Final = "dicomcloud_session"
+CSRF_HEADER: Final = "X-CSRF-Token"
+CSRF_FIELD: Final = "csrf_token"
+
+_NOBODY: Final = Caller("", (), "nobody")
+_CHALLENGES: Final = {
+    "Basic": 'Basic realm="DICOMcloud", charset="UTF-8"',
+    "Bearer": 'Bearer realm="DICOMcloud"',
+}
+_SAFE: Final = frozenset(("GET", "HEAD", "OPTIONS"))
+_SMALL: Final = 64 << 10  # bytes of a form that is looked into for its CSRF token
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +63,21 @@ def needs(permission: Permission, *, narrows: bool = False) -> Callable[[View], 
 
 
 def current_caller() -> Caller:
-    """Who sent this request. Every view can rely on it."""
-    caller: Caller = g.get("caller", ANYBODY)
+    """Who sent this request. Every view can rely on it; on a public route it may be nobody, with no name."""
+    caller: Caller | None = g.get("caller")
+    if caller is None:
+        try:
+            caller = _caller()
+        except Unauthorized:
+            caller = _NOBODY
+        g.caller = caller
     return caller
+
+
+def current_csrf_token() -> str:
+    """What a page of this server sends in X-CSRF-Token, or a form in `csrf_token`, with what changes something."""
+    cookie = request.cookies.get(COOKIE, "")
+    return csrf_token(cookie) if cookie else ""
 
 
 def need_of(app: Flask, endpoint: str, declared: Mapping[str, Need]) -> Need:
@@ -71,23 +98,83 @@ def guard(app: Flask, declared: Mapping[str, Need]) -> None:
         need = known.get(endpoint)
         if need is None:
             need = known[endpoint] = need_of(app, endpoint, declared)
-        caller = g.caller = _caller(need)
-        if need.public or request.method == "OPTIONS":
+        if need.public:
             return None
+        try:
+            caller = g.caller = _caller()
+        except Unauthorized:
+            if _is_navigation():
+                here = request.full_path.rstrip("?")
+                return cast(Response, redirect(f"{server_url()}/login?next={quote(here, safe='')}", 303))
+            raise
+        if request.method == "OPTIONS":
+            return None
+        _check_origin(caller)
         if not caller.may(need.permission) and not _only_deidentified(caller, need):
             raise _refused(f"This needs the permission to {need.permission}, which {_named(caller)} lacks")
         if caller.studies is not None and not need.narrows:
-            _check_study(caller)
+            study = (request.view_args or {}).get("study")
+            if study is None:
+                raise _refused(f"{_named(caller)} sees some studies only, and this is about all")
+            check_visible(study)
         return None
 
+    @app.after_request
+    def challenge(response: Response) -> Response:
+        if response.status_code == 401 and "WWW-Authenticate" not in response.headers:
+            for text in _challenges():
+                response.headers.add("WWW-Authenticate", text)
+            response.headers["Cache-Control"] = "no-store"
+        return response
 
-def _caller(need: Need) -> Caller:
-    service = current_service()
-    if not service.asks_callers:
+
+def _caller() -> Caller:
+    """Raises Unauthorized, TooManyRequests, Unavailable."""
+    authentication = current_service().authentication
+    if authentication is None:
         return ANYBODY
-    if need.public:
-        return Caller("", (), "nobody")
-    raise Unauthorized("Say who you are", headers={"WWW-Authenticate": f'Basic realm="{REALM}", charset="UTF-8"'})
+    headers = cast(Mapping[str, str], request.headers)  # names in any case
+    caller = authentication.caller(
+        Shown(headers, request.cookies.get(COOKIE, ""), client_address(), comes_from_proxy())
+    )
+    if caller is None:
+        raise Unauthorized("Say who you are: log in, or send an Authorization header")
+    return caller
+
+
+def _challenges() -> list[str]:
+    """How to log in. A page of this server must not make the browser ask for a password: it has a page for that."""
+    page = COOKIE in request.cookies or request.headers.get("X-Requested-With") == "XMLHttpRequest"
+    return [_CHALLENGES["Bearer"]] if page else list(_CHALLENGES.values())
+
+
+def _is_navigation() -> bool:
+    """Whether a browser is about to show the answer as a page, and no Authorization header was tried."""
+    return (
+        request.method == "GET"
+        and request.headers.get("Sec-Fetch-Mode") == "navigate"
+        and "Authorization" not in request.headers
+    )
+
+
+def _check_origin(caller: Caller) -> None:
+    """A browser sends its cookie along with what other sites make it send: such a request shows no token of ours."""
+    if caller.method not in ("session", "share link") or "Authorization" in request.headers:
+        return
+    if request.method in _SAFE:
+        return
+    check_csrf(current_csrf_token())
+
+
+def check_csrf(expected: str) -> None:
+    """Raises Forbidden when the request does not bring this token, or comes from another site."""
+    given = request.headers.get(CSRF_HEADER, "")
+    if not given and request.mimetype == "application/x-www-form-urlencoded":
+        request.max_content_length = _SMALL
+        given = request.form.get(CSRF_FIELD, "")
+    elsewhere = request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
+    if elsewhere or not expected or not hmac.compare_digest(given.encode(), expected.encode()):
+        raise Forbidden(f"This was not sent by a page of this server: its {CSRF_HEADER} is missing or wrong")
 
 
 def _only_deidentified(caller: Caller, need: Need) -> bool:
@@ -97,20 +184,11 @@ def _only_deidentified(caller: Caller, need: Need) -> bool:
     return (request.endpoint or "").startswith("WADO-URI") and request.args.getlist("anonymize") == ["yes"]
 
 
-def _check_study(caller: Caller) -> None:
-    study = (request.view_args or {}).get("study")
-    if study is None:
-        raise _refused(f"{_named(caller)} sees some studies only, and this is about all")
-    check_visible(study)
-
-
 def check_visible(study: str) -> None:
     """Raises what keeps the caller from a study that they do not see; the same whether it exists or not."""
-    studies = current_caller().studies
-    if studies is not None and not current_service().archive.index.has_study(study, studies.rules):
-        raise _refused(
-            f"There is no study {study} that {_named(current_caller())} may see", f"There is no study {study}"
-        )
+    caller = current_caller()
+    if caller.studies is not None and not current_service().archive.index.has_study(study, caller.studies.rules):
+        raise _refused(f"There is no study {study} that {_named(caller)} may see", f"There is no study {study}")
 
 
 def _refused(message: str, hidden: str = "There is no such resource") -> Forbidden | NotFound:

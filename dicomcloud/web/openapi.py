@@ -16,6 +16,8 @@ pages = Blueprint("pages", __name__)
 
 _FAULTS = {
     400: "The request is wrong; the message names what",
+    401: "Nobody, or not somebody who is known, sent this",
+    403: "The caller may not do this",
     404: "Nothing is stored under these UIDs",
     406: "None of the acceptable media types is available; the message lists those that are",
     409: "Nothing was stored; the body gives the reason for each instance",
@@ -23,6 +25,7 @@ _FAULTS = {
     413: "The body is larger than the server accepts",
     415: "The Content-Type is not supported",
     416: "The Range lies outside of the value",
+    429: "Too many failed logins; try again later",
     503: "The server is short of a resource; try again later",
 }
 
@@ -82,6 +85,8 @@ def add_pages(app: Flask, api: Api) -> None:
                 if method != "parameters":
                     operation["operationId"] = _operation_id(operation["summary"])
                     operation["responses"].pop("default", None)  # of flask-smorest, whose faults are not ours
+        spec.setdefault("components", {})["securitySchemes"] = _SECURITY_SCHEMES
+        spec["security"] = [{}, *({name: []} for name in _SECURITY_SCHEMES)]
         return spec
 
     def openapi_document() -> Response:
@@ -90,6 +95,18 @@ def add_pages(app: Flask, api: Api) -> None:
 
     app.add_url_rule("/openapi.json", "openapi_document", openapi_document)
     app.register_blueprint(pages)
+
+
+#: What Swagger UI's Authorize button offers.
+_SECURITY_SCHEMES = {
+    "password": {"type": "http", "scheme": "basic", "description": "Name and password of a user"},
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A token of the login server (OpenID Connect), an API key, or the token of a share link",
+    },
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key"},
+}
 
 
 def _operation_id(summary: str) -> str:

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from flask import current_app, request
 
+from ..access.authentication import Authentication
 from ..archive import Archive
 from ..dicom.attributes import is_uid
 from ..errors import BadRequest
@@ -30,8 +31,10 @@ class Service:
     cors_origins: tuple[str, ...] = ()
     strict_accept: bool = False
     accel_redirect: str = ""
-    asks_callers: bool = False
+    authentication: Authentication | None = None  # None: nobody is asked
     forbidden_status: int = 403
+    share_max_hours: int = 720
+    study_page: str = "/?study={study}"
 
 
 def current_service() -> Service:
@@ -49,11 +52,43 @@ def server_url() -> str:
     if service.public_url:
         return service.public_url
     scheme, host, prefix = request.scheme, _host_with_port(), request.script_root
-    if service.trusted_proxies and _is_trusted(request.remote_addr or "", service.trusted_proxies):
+    if comes_from_proxy():
         scheme = _forwarded("X-Forwarded-Proto") or scheme
         host = _forwarded("X-Forwarded-Host") or host
         prefix = (_forwarded("X-Forwarded-Prefix") or prefix).rstrip("/")
     return f"{scheme}://{host}{prefix}"
+
+
+def comes_from_proxy() -> bool:
+    """Whether the request was sent by a trusted proxy, whose headers count."""
+    trusted = current_service().trusted_proxies
+    return bool(trusted) and _is_trusted(request.remote_addr or "", trusted)
+
+
+def client_address() -> str:
+    """The address of the client: the last one in X-Forwarded-For that is no trusted proxy, as far as proxies say so."""
+    address = request.remote_addr or ""
+    if not comes_from_proxy():
+        return address
+    trusted = current_service().trusted_proxies
+    for hop in reversed(request.headers.get("X-Forwarded-For", "").split(",")):
+        host = _without_port(hop.strip())
+        if not host:
+            break
+        address = host
+        if not _is_trusted(host, trusted):
+            break
+    return address[:64]
+
+
+def _without_port(hop: str) -> str:
+    """`10.0.0.1:4711` and `[::1]:4711` (IIS) → the address; '' for what is none."""
+    host = hop[1:].partition("]")[0] if hop.startswith("[") else hop
+    host = host.partition(":")[0] if host.count(":") == 1 else host
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return ""
 
 
 def _host_with_port() -> str:

@@ -18,12 +18,14 @@ from ..errors import (
     BadRequest,
     DicomWebError,
     FailureReason,
+    Forbidden,
     InvalidInstance,
     NotAcceptable,
     PayloadTooLarge,
     UnsupportedMediaType,
 )
 from ..media import ZipMedium, view_file
+from .auth import current_caller
 from .metrics import RECEIVED, current_metrics
 from .multipart import (
     MAX_PARTS,
@@ -113,7 +115,11 @@ def _store(study: str | None) -> Response:
         content_type = _content_type()
         stream = _inflated(body, service.max_request_bytes)
         changes, notes = _changes(service)
-        with service.archive.begin_store(study, changes=changes) as batch:
+        studies = current_caller().studies
+        if studies is not None and any(int(key, 16) in studies.tags for key in changes):
+            raise Forbidden("Who sees some studies only cannot set what tells which these are")
+        visible = studies.rules if studies is not None else None
+        with service.archive.begin_store(study, changes=changes, visible=visible) as batch:
             notes += _receive(batch, stream, content_type, study, service)
             items = batch.commit().items
     except DicomWebError:

@@ -29,7 +29,7 @@ def test_unknown_urls_are_refused(url: str) -> None:
 def test_a_relative_path_is_one_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     database = open_database("sqlite:///index.db")
-    assert pending(database, MIGRATIONS) == ["0001_initial"]
+    assert pending(database, MIGRATIONS)[0] == "0001_initial"
     database.close()
     assert (tmp_path / "index.db").exists()
 
@@ -130,7 +130,8 @@ def test_the_models_are_what_the_migrations_make(database_url: str, tmp_path: Pa
     models = open_database(url)
     with models.bind_ctx(TABLES):
         models.create_tables(TABLES)
-    assert schema(url) == schema(database_url)
+    migrated = {entry for entry in schema(database_url) if entry[0] != "trigger"}
+    assert schema(url) == migrated
     for each in (database, models):
         each.close()
 
@@ -154,7 +155,7 @@ def test_a_failing_migration_leaves_the_database_as_it_was(database_url: str, tm
     with pytest.raises(RuntimeError, match="bad"):
         migrate(database, folder)
     assert schema(database_url) == set()
-    assert migrate(database, MIGRATIONS) == ["0001_initial"]
+    assert migrate(database, MIGRATIONS)[0] == "0001_initial"
     database.close()
 
 
@@ -172,5 +173,6 @@ def test_processes_that_start_together_migrate_once(database_url: str) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 6
     database = open_database(database_url)
-    assert database.run("SELECT count(*) FROM schema_migration").fetchone() == (1,)
+    migrations = sorted(path.stem for path in MIGRATIONS.glob("[0-9]*.py"))
+    assert database.run("SELECT count(*) FROM schema_migration").fetchone() == (len(migrations),)
     database.close()

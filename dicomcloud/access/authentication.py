@@ -1,0 +1,321 @@
+"""From what a request shows to its caller: passwords, API keys, tokens, a proxy's word, sessions, share links.
+
+What the database says of users and keys is remembered for two seconds: that is how long a password that was changed, or
+a key that was revoked, may go on working.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from threading import Lock
+from time import monotonic
+from typing import Any, Final, Protocol, TypeVar
+
+from itsdangerous import BadSignature, URLSafeSerializer
+
+from ..errors import Unauthorized, Unavailable
+from ..index.accounts import NEVER, Accounts, Session, Share, User, now
+from . import credentials
+from .caller import Caller
+from .failures import Failures
+from .studies import Studies, parse_studies
+from .tokens import InvalidToken, KeysAway, Tokens, claim
+
+log = logging.getLogger(__name__)
+Row = TypeVar("Row")
+
+_REMEMBERED: Final = 2.0  # seconds
+_MOST_REMEMBERED: Final = 10_000
+_TOUCHED: Final = 60_000_000  # microseconds between two notes that a session is used
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a request shows of its caller. `headers`: names in lower case. `proxied`: it came from a trusted proxy."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cookie: str = ""
+    address: str = ""
+    proxied: bool = False
+
+
+class Authenticator(Protocol):
+    """A way of telling who calls that another package adds.
+
+    Gives the caller, None where the request shows nothing that is meant for it, or raises Unauthorized.
+    """
+
+    def __call__(self, shown: Shown) -> Caller | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """How callers are named and what they may do who are told by a proxy or a token.
+
+    `role_names`: their name of a role or group → ours; `default_roles` for those who have none otherwise.
+    """
+
+    proxy_user_header: str = ""
+    proxy_roles_header: str = ""
+    name_claim: str = "preferred_username"
+    roles_claim: str = "roles"
+    role_names: Mapping[str, str] = field(default_factory=dict)
+    default_roles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSession:
+    cookie: str
+    seconds: int  # until it ends for sure
+    study_uid: str = ""  # of a share link
+
+
+class Authentication:
+    """Tells callers. One for each server process; safe to use from several threads."""
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        *,
+        tokens: Tokens | None = None,
+        external: External | None = None,
+        authenticators: Iterable[Authenticator] = (),
+        login_failures: int = 10,
+        session_idle_minutes: int = 30,
+        session_hours: int = 12,
+    ) -> None:
+        self._accounts = accounts
+        self._tokens = tokens
+        self._external = external or External()
+        self._authenticators = tuple(authenticators)
+        self._failures = Failures(login_failures)
+        self._verified = credentials.VerifiedPasswords()
+        self._idle = session_idle_minutes * 60_000_000
+        self._longest = session_hours * 3_600_000_000
+        self._remembered: dict[tuple[str, str], tuple[float, Any]] = {}
+        self._generation = -1
+        self._seen = float("-inf")
+        self._lock = Lock()
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """What a caller can use in the Authorization header (RFC 9110 11.6.1)."""
+        return ("Basic", "Bearer")
+
+    def caller(self, shown: Shown) -> Caller | None:
+        """The caller; None when the request shows nothing. Raises Unauthorized, TooManyRequests, Unavailable."""
+        for authenticator in self._authenticators:
+            if (caller := authenticator(shown)) is not None:
+                return caller
+        header = self._external.proxy_user_header.lower()
+        if header and shown.proxied and (name := shown.headers.get(header, "").strip()):
+            groups = shown.headers.get(self._external.proxy_roles_header.lower(), "") if name else ""
+            return self._external_caller(name, [group.strip() for group in groups.split(",")], "proxy")
+        scheme, _, rest = shown.headers.get("authorization", "").strip().partition(" ")
+        if scheme:
+            match scheme.lower():
+                case "basic":
+                    return self._basic(rest.strip(), shown.address)
+                case "bearer":
+                    return self._bearer(rest.strip(), shown.address)
+            raise Unauthorized("This way of logging in is not known here; Basic and Bearer are")
+        if key := shown.headers.get("x-api-key", "").strip():
+            return self._key(key, shown.address)
+        return self._session(shown.cookie) if shown.cookie else None
+
+    # Passwords
+
+    def password(self, name: str, password: str, address: str) -> Caller:
+        """Raises Unauthorized for a wrong one, TooManyRequests after many of these."""
+        name = name.strip().casefold()[:100]
+        user = self._user(name)
+        hashed = user.password if user is not None and not user.disabled else ""
+        if not (hashed and self._verified.knows(name, password, hashed)):
+            self._failures.check(address, name)
+            if not credentials.password_fits(password, hashed):
+                self._failures.count(address, name)
+                log.warning("a login from %s failed", address)
+                raise Unauthorized("The name or the password is wrong")
+            self._verified.remember(name, password, hashed)
+        assert user is not None
+        return _caller_of(user, "password")
+
+    def _basic(self, text: str, address: str) -> Caller:
+        try:
+            name, separator, password = base64.b64decode(text, validate=True).decode("utf-8").partition(":")
+        except (binascii.Error, ValueError):
+            separator = ""
+        if not separator:
+            raise Unauthorized("The Authorization header is malformed")
+        if password.startswith(credentials.KEY_PREFIX):
+            return self._key(password, address)
+        return self.password(name, password, address)
+
+    # API keys
+
+    def _key(self, text: str, address: str) -> Caller:
+        key_id = credentials.key_id_of(text)
+        key = self._look_up("key", key_id, self._accounts.key) if key_id else None
+        if key is None or not hmac.compare_digest(key.checksum, credentials.checksum(text)):
+            self._failures.check(address, "")
+            self._failures.count(address, "")
+            raise Unauthorized("The API key is not one of this server")
+        if key.revoked_at or (key.expires_at != NEVER and key.expires_at <= now()):
+            raise Unauthorized("The API key has ended")
+        return Caller(f"key:{key.name}", tuple(key.roles.split()), "api key", _studies(key.studies))
+
+    # Tokens
+
+    def _bearer(self, text: str, address: str) -> Caller:
+        if text.startswith(credentials.KEY_PREFIX):
+            return self._key(text, address)
+        if text.count(".") == 1:
+            return _caller_of_share(self._share(text))
+        if self._tokens is None:
+            raise Unauthorized("This server takes no such token")
+        try:
+            claims = self._tokens.claims(text)
+        except InvalidToken as error:
+            raise Unauthorized(f"The login is not good: {error}") from None
+        except KeysAway as error:
+            raise Unavailable(f"The login cannot be checked: {error}") from None
+        name = claim(claims, self._external.name_claim) or claims.get("sub")
+        if not isinstance(name, str) or not name.strip():
+            raise Unauthorized("The token does not name its user")
+        roles = claim(claims, self._external.roles_claim) or ()
+        if isinstance(roles, str):
+            roles = roles.split()
+        return self._external_caller(name.strip(), [str(role) for role in roles], "token")
+
+    def _external_caller(self, name: str, groups: Sequence[str], method: str) -> Caller:
+        """One who is known elsewhere. The local entry of the name counts when it has no password of its own: else
+        somebody could choose the name of an administrator there."""
+        names = self._external.role_names
+        roles = [names.get(group, group) for group in groups if group]
+        user = self._user(name.casefold()[:100])
+        studies = None
+        if user is not None and not user.password:
+            if user.disabled:
+                raise Unauthorized("This user is disabled")
+            roles += user.roles.split()
+            studies = _studies(user.studies)
+        caller = Caller(name[:100], tuple(dict.fromkeys(roles)), method, studies)
+        if len(caller.permissions) == 1 and self._external.default_roles:  # PUBLIC alone
+            return Caller(name[:100], self._external.default_roles, method, studies)
+        return caller
+
+    # Sessions
+
+    def open_session(self, user_name: str) -> OpenedSession:
+        """A session of a user who has just logged in."""
+        moment = now()
+        return self._open(Session(user_name, "", moment, moment, moment + self._longest), "")
+
+    def open_share(self, token: str) -> OpenedSession:
+        """A session of one who opened a share link. Raises Unauthorized for one that is not good (any more)."""
+        share = self._share(token)
+        moment = now()
+        until = min(share.expires_at, moment + self._longest)
+        return self._open(Session("", share.share_id, moment, moment, until), share.study_uid)
+
+    def _open(self, session: Session, study_uid: str) -> OpenedSession:
+        cookie = credentials.new_cookie()
+        self._accounts.add_session(credentials.checksum(cookie), session)
+        return OpenedSession(cookie, (session.expires_at - session.created_at) // 1_000_000, study_uid)
+
+    def close_session(self, cookie: str) -> None:
+        mark = credentials.checksum(cookie)
+        self._accounts.end_session(mark)
+        self._remembered.pop(("session", mark), None)
+
+    def _session(self, cookie: str) -> Caller | None:
+        """The caller of a cookie; None for one that is not good any more: it is no attempt to get in."""
+        mark = credentials.checksum(cookie)
+        session = self._look_up("session", mark, self._accounts.session)
+        moment = now()
+        if session is None or session.expires_at <= moment:
+            return None
+        if session.share_id:
+            share = self._look_up("share", session.share_id, self._accounts.share)
+            return None if share is None or _has_ended(share) else _caller_of_share(share)
+        if moment - session.used_at > self._idle:
+            return None
+        user = self._user(session.user_name)
+        if user is None or user.disabled:
+            return None
+        if moment - session.used_at > min(_TOUCHED, self._idle // 4):
+            self._accounts.touch_session(mark, moment)
+            self._remembered[("session", mark)] = (monotonic(), session._replace(used_at=moment))
+        return _caller_of(user, "session")
+
+    # Share links
+
+    def share(self, study_uid: str, *, hours: float, roles: Sequence[str], created_by: str) -> tuple[Share, str]:
+        """A new link to a study, and its token, which is shown once. Raises ValueError for a time that is none."""
+        if not 0 < hours <= 24 * 365:
+            raise ValueError("a share link lasts from a moment to a year")
+        share_id, moment = credentials.new_share_id(), now()
+        until = moment + int(hours * 3_600_000_000)
+        share = Share(share_id, study_uid, " ".join(roles), created_by[:100], moment, until, NEVER)
+        self._accounts.add_share(share)
+        return share, self._signer().dumps(share_id)
+
+    def _share(self, token: str) -> Share:
+        try:
+            share_id = self._signer().loads(token)
+        except BadSignature:
+            raise Unauthorized("This link is not one of this server") from None
+        share = self._look_up("share", str(share_id), self._accounts.share)
+        if share is None or _has_ended(share):
+            raise Unauthorized("This link has ended")
+        return share
+
+    def _signer(self) -> URLSafeSerializer:
+        return URLSafeSerializer(self._look_up("secret", "", lambda _: self._accounts.secret()) or "", salt="share")
+
+    # What the database says
+
+    def _user(self, name: str) -> User | None:
+        return self._look_up("user", name, self._accounts.user)
+
+    def _look_up(self, kind: str, key: str, ask: Callable[[str], Row]) -> Row:
+        """The row, remembered while nothing has changed: that is asked every two seconds; sessions are asked anew."""
+        moment = monotonic()
+        if moment - self._seen > _REMEMBERED:
+            with self._lock:
+                generation = self._accounts.generation()
+                if generation != self._generation:
+                    self._remembered = {}
+                self._generation, self._seen = generation, moment
+        found = self._remembered.get((kind, key))
+        if found is not None and (kind != "session" or moment - found[0] < _REMEMBERED):
+            row: Row = found[1]
+            return row
+        row = ask(key)
+        if len(self._remembered) >= _MOST_REMEMBERED:
+            self._remembered = {}
+        self._remembered[kind, key] = (moment, row)
+        return row
+
+
+def _caller_of(user: User, method: str) -> Caller:
+    return Caller(user.name, tuple(user.roles.split()), method, _studies(user.studies))
+
+
+def _caller_of_share(share: Share) -> Caller:
+    return Caller(f"share:{share.share_id}", tuple(share.roles.split()), "share link", Studies.only(share.study_uid))
+
+
+def _has_ended(share: Share) -> bool:
+    return bool(share.revoked_at) or share.expires_at <= now()
+
+
+@lru_cache(maxsize=1024)
+def _studies(texts: str) -> Studies | None:
+    return parse_studies(texts.splitlines()) if texts.strip() else None
