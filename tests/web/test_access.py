@@ -291,6 +291,9 @@ def test_a_study_that_is_not_seen_is_refused_on_every_route_like_one_that_does_n
             continue
         asked += 1
         answers = [client.open(url_of(rule, u), method=method, headers=basic("north")) for u in (other, nowhere)]
+        if answers[0].status_code == 200:  # a search finds nothing
+            assert [answer.json for answer in answers] == [[], []], f"{method} {rule.rule}"
+            continue
         assert [answer.status_code for answer in answers] == [403, 403], f"{method} {rule.rule}"
         assert answers[0].text.replace(other["study"], "") == answers[1].text.replace("1.2.3", "")
     assert asked > 60
