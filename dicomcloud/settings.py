@@ -177,7 +177,7 @@ def _parse_public_url(value: Any) -> str:
 
 
 _TAKEN = {"swagger", "openapi.json", "healthz", "readyz", "metrics", "ohif", "wado", "wadouri"} | {
-    *("login", "logout", "session", "shares", "share"),
+    *("login", "logout", "session", "shares", "share", "site", "study", "viewer"),
 }
 
 

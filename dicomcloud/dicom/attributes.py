@@ -115,6 +115,11 @@ def keyword_of(tag: int) -> str:
     return repeater[3] if repeater else ""
 
 
+def attribute_names() -> dict[str, str]:
+    """The name of each attribute of PS3.6 by its JSON key, e.g. {"00100010": "Patient's Name"}."""
+    return {f"{tag:08X}": entry[2] for tag, entry in _DICTIONARY.DicomDictionary.items() if entry[2]}
+
+
 def is_multi_valued(tag: int) -> bool:
     """Whether PS3.6 lets the attribute have more than one value."""
     return tag in _MULTIPLE

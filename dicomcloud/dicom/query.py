@@ -21,6 +21,7 @@ from dicomcloud.dicom.attributes import (
     is_multi_valued,
     is_uid,
     json_key,
+    keyword_of,
     level_of,
     tag_of,
     vr_of,
@@ -50,6 +51,8 @@ MAX_KEYS: Final = 256
 MODALITIES_IN_STUDY: Final = 0x00080061
 REFERRING_PHYSICIAN: Final = 0x00080090
 PATIENT_NAME: Final = 0x00100010
+#: What `orderby` can sort studies by: date, name, ID, birth date, accession number, description.
+SORTABLE: Final = (0x00080020, PATIENT_NAME, 0x00100020, 0x00100030, 0x00080050, 0x00081030)
 
 # PS3.4 C.2.2.2.4; UN stands for private attributes, whose own VR is known only where they are stored.
 _WILDCARD_VRS: Final = frozenset(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UN", "UR", "UT"))
@@ -63,6 +66,9 @@ _NEVER_MATCHED: Final = frozenset(
     (0x00080005, 0x00080052, 0x00080054, 0x00080056, 0x00080062, 0x00081190)
     + (0x00201200, 0x00201202, 0x00201204, 0x00201206, 0x00201208, 0x00201209, 0x0040E010)
 )
+_PARAMETERS: Final = frozenset(
+    ("limit", "offset", "orderby", "fuzzymatching", "emptyvaluematching", "multiplevaluematching")
+)
 # Parameters of the server (negotiation, PS3.18 8.3.3) that are no business of a query.
 _OTHER_PARAMETERS: Final = frozenset(("accept", "charset"))
 
@@ -74,6 +80,7 @@ class Query:
     `matches` are all to be fulfilled; each names the level whose attributes it is about, never below `level`.
     `include`: tags to return beside the required ones; `limit` is already capped. `warnings`: texts for `Warning: 299`.
     `visible`: where there are any, each result is of a study that fulfils one of these rules, of which all matches.
+    `order`: a tag of SORTABLE and whether it descends; None: newest study first.
     """
 
     level: Level
@@ -86,6 +93,7 @@ class Query:
     offset: int = 0
     warnings: tuple[str, ...] = field(default=())
     visible: tuple[tuple[Match, ...], ...] | None = None
+    order: tuple[int, bool] | None = None
 
 
 @dataclass(slots=True)
@@ -135,7 +143,7 @@ def parse_query(
             continue
         if lowered == "includefield":
             fields.extend(part.strip() for part in value.split(","))
-        elif lowered in ("limit", "offset", "fuzzymatching", "emptyvaluematching", "multiplevaluematching"):
+        elif lowered in _PARAMETERS:
             if lowered in parameters:
                 raise BadRequest(f"The parameter {lowered} is given more than once.")
             parameters[lowered] = value.strip()
@@ -174,7 +182,19 @@ def parse_query(
         max_results if limit is None else min(limit, max_results),
         _unsigned(parameters, "offset") or 0,
         tuple(warnings),
+        _order(level, parameters.get("orderby", "")),
     )
+
+
+def _order(level: Level, asked: str) -> tuple[int, bool] | None:
+    """The extension `orderby`: an attribute of SORTABLE, descending with a `-` in front."""
+    if not asked:
+        return None
+    tag = tag_of(asked.lstrip("-"))
+    if level is not Level.STUDY or tag not in SORTABLE or asked.startswith("--"):
+        known = ", ".join(keyword_of(each) for each in SORTABLE)
+        raise BadRequest(f"orderby sorts studies by one of {known}, with - in front descending; not {_shown(asked)!r}.")
+    return tag, asked.startswith("-")
 
 
 def _shown(text: str) -> str:

@@ -60,6 +60,15 @@ _ORDER: Final = {
     Level.SERIES: "r.study_datetime DESC, r.study_key DESC, r.number, r.id",
     Level.INSTANCE: "r.study_datetime DESC, r.study_key DESC, r.number, r.id, i.number, i.id",
 }
+#: The columns of query.SORTABLE.
+_SORT_COLUMNS: Final = {
+    0x00080020: "s.study_datetime",
+    0x00100010: "s.patient_name",
+    0x00100020: "s.patient_id",
+    0x00100030: "s.patient_birth_date",
+    0x00080050: "s.accession_number",
+    0x00081030: "s.study_description",
+}
 _SEARCH_FROM: Final = {
     Level.STUDY: "study s",
     Level.SERIES: "series r",
@@ -110,7 +119,10 @@ class Search:
         self._from = _SEARCH_FROM[self._level]
         self._join_study = _JOIN_STUDY[self._level]
         self._id = _ID[self._level]
-        self._order = _ORDER[self._level]
+        self._order = self._outer_order = _ORDER[self._level]
+        if query.order:
+            column, direction = _SORT_COLUMNS[query.order[0]], " DESC" if query.order[1] else ""
+            self._order = self._outer_order = f"{column}{direction}, s.id{direction}"
         self._datetime = "s.study_datetime" if self._level is Level.STUDY else "r.study_datetime"
         if query.study_uid is not None:
             self._conditions.append(("s.uid = ?", [query.study_uid]))
@@ -124,7 +136,7 @@ class Search:
 
     def _choose_driver(self) -> None:
         """Studies of one modality, and nothing more selective: in the order of study_modality."""
-        if self._level is not Level.STUDY:
+        if self._level is not Level.STUDY or self._query.order:
             return
         selective = any(
             match.kind is Kind.EQUAL and match.tag in _SELECTIVE
@@ -325,7 +337,7 @@ class Search:
             if self._needs_document():
                 columns += ", d.document"
                 joins += _WITH_METADATA
-        statement = f"SELECT {columns} FROM ({inner}) p {joins} ORDER BY {_ORDER[self._level]}"
+        statement = f"SELECT {columns} FROM ({inner}) p {joins} ORDER BY {self._outer_order}"
         return self._database.run(statement, values + page_values).fetchall()
 
     def _count(self, where: str, values: list[Any]) -> int:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flask import Flask, Response, redirect, request, url_for
+from flask import Flask, Response, request
 from flask_smorest import Api
 from werkzeug.exceptions import HTTPException
 
@@ -23,6 +23,7 @@ from . import (
     qido_rs,
     retrieve,
     sessions,
+    site,
     stow_rs,
     wado_metadata,
     wado_rendered,
@@ -55,7 +56,7 @@ def register(app: Flask, service: Service) -> None:
     metrics.register(app, service.archive)
     api = Api(app)
     root = service.root
-    declared = {name: Need(Permission.PUBLIC) for name in ("health", "pages", "home", "openapi_document")}
+    declared = {name: Need(Permission.PUBLIC) for name in ("health", "pages", "openapi_document", "site")}
     declared["metrics"] = Need(Permission.MONITOR, narrows=True)
     for blueprint, documented, others, need in (
         (qido_rs.blueprint, root, ["/api", "/qidors"], Need(Permission.READ, narrows=True)),
@@ -78,7 +79,7 @@ def register(app: Flask, service: Service) -> None:
     app.register_blueprint(health.blueprint)
     add_pages(app, api)
     add_capabilities(app, api, [root, "/api", "/qidors", "/wadors", "/stowrs", "/delowrs"])
-    app.add_url_rule("/", "home", lambda: redirect(url_for("pages.swagger_page")))
+    app.register_blueprint(site.blueprint)
     app.register_error_handler(Exception, fault)
     for error in (CannotRender, CannotDraw):
         app.register_error_handler(error, lambda reason: fault(NotAcceptable(str(reason))))

@@ -29,6 +29,7 @@ _COUNT = {"type": "integer", "minimum": 0}
 _PARAMETERS = [
     query("limit", "The most results to return", _COUNT),
     query("offset", "How many results to skip", _COUNT),
+    query("orderby", "Studies only, no part of the Standard: keyword to sort by, with `-` in front descending"),
     query("includefield", "Attributes to return as well: keywords or tags, separated by commas, or `all`"),
     query("fuzzymatching", "Match person names by their parts and by their sound", _FLAG),
     query("emptyvaluematching", 'Let the value `""` match attributes that are empty', _FLAG),

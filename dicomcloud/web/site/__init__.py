@@ -1,0 +1,111 @@
+"""The study browser: the pages at `/` and `/study/{study}`.
+
+The server renders the page and its controls; small JavaScript modules fill it over the DICOMweb services, as any other
+client would, with the exception of `summary.json` (figures about the archive) and `dictionary.json` (names of tags).
+There is nothing to build, and nothing comes from another host.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import orjson
+from flask import Blueprint, Response, render_template
+
+from ... import __version__
+from ...access import Permission
+from ...dicom.attributes import attribute_names
+from ..assets import send_asset
+from ..auth import needs
+from ..service import check_uids, current_service, server_url
+
+blueprint = Blueprint("site", __name__, template_folder="templates")
+
+_STATIC: Final = Path(__file__).parent / "static"
+_DAYS: Final = 14  # of the activity summary
+
+#: Nothing but this server's own files and answers; no script or style in the page itself.
+CONTENT_SECURITY_POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' blob: data:",
+        "connect-src 'self'",
+        "media-src 'self' blob:",
+        "frame-src 'self' blob:",
+        "object-src 'self'",  # the browser's own PDF viewer
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'self'",
+    )
+)
+
+
+@blueprint.route("/")
+def studies_page() -> Response:
+    """Search, upload, and what the archive holds."""
+    return _page("studies.html", title="Studies")
+
+
+@blueprint.route("/study/<study>")
+def study_page(study: str) -> Response:
+    """The series and instances of a study, with previews."""
+    check_uids(study=study)
+    return _page("study.html", title="Study", study=study)
+
+
+def _page(template: str, **values: str) -> Response:
+    service = current_service()
+    base = urlsplit(server_url()).path.rstrip("/")
+    body = render_template(
+        template, base=base, root=base + service.root, wado=base + "/wado", version=__version__, **values
+    )
+    response = Response(body, mimetype="text/html")
+    response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+    response.headers["Referrer-Policy"] = "same-origin"
+    response.headers["Cache-Control"] = "private, no-cache"
+    return response
+
+
+@blueprint.route("/site/<path:name>")
+def asset(name: str) -> Response:
+    """A style sheet, a script, the icons."""
+    return send_asset(_STATIC, name)
+
+
+@blueprint.route("/site/summary.json")
+@needs(Permission.READ)
+def summary() -> Response:
+    """How much is stored, how much room is left, and what came in on each of the last 14 days (UTC)."""
+    archive = current_service().archive
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    days = [today - timedelta(days=back) for back in reversed(range(_DAYS))]
+    received = archive.index.received(days)
+    body = {
+        **archive.index.counts(),
+        "free_bytes": archive.disk_space()[0],
+        "received": [
+            {"day": day.date().isoformat(), "instances": count} for day, count in zip(days, received, strict=True)
+        ],
+    }
+    response = Response(orjson.dumps(body), mimetype="application/json")
+    response.headers["Cache-Control"] = "private, no-cache"
+    return response
+
+
+@cache
+def _dictionary() -> bytes:
+    return orjson.dumps(attribute_names())
+
+
+@blueprint.route("/site/dictionary.json")
+def dictionary() -> Response:
+    """Tag → name of every attribute of PS3.6."""
+    response = Response(_dictionary(), mimetype="application/json")
+    response.headers["Cache-Control"] = "public, max-age=86400"
+    return response
