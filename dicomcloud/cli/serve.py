@@ -21,6 +21,7 @@ def serve(program: Program) -> None:
     listener = server.listen(settings.bind)
     here = server.url_of(listener)
     click.echo(f"DICOMcloud {__version__}")
+    click.echo(f"  Study browser   {settings.public_url or here}/")
     click.echo(f"  DICOMweb root   {settings.public_url or here}{settings.root}")
     click.echo(f"  Swagger UI      {settings.public_url or here}/swagger")
     click.echo(f"  Data directory  {settings.data_path}")

@@ -182,7 +182,7 @@ def parse_query(
         max_results if limit is None else min(limit, max_results),
         _unsigned(parameters, "offset") or 0,
         tuple(warnings),
-        _order(level, parameters.get("orderby", "")),
+        order=_order(level, parameters.get("orderby", "")),
     )
 
 

@@ -1,21 +1,30 @@
-"""A real server process on a port of its own, and ways to stop it gently and not."""
+"""A real server process on a port of its own, ways to stop it gently and not, browsers, and npm packages."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
+PACKAGES = Path(__file__).resolve().parent / "npm"
+BUILD = PROJECT / "build"  # git-ignored
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NODE, NPM = shutil.which("node"), shutil.which("npm")
+NO_REGISTRY = re.compile(r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ENETUNREACH|EHOSTUNREACH|TIMEDOUT|ENOTCACHED")
 
 
 class Server:
@@ -120,3 +129,93 @@ def new_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
 @pytest.fixture(scope="module")
 def server(new_server: Callable[..., Server]) -> Server:
     return new_server()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, as it is installed on this machine."""
+    from playwright.sync_api import sync_playwright
+
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--use-gl=angle",
+                "--use-angle=swiftshader",
+                "--enable-unsafe-swiftshader",
+            ],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(browser: Any, server: Server, request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """`new_page(**options)`: a page of a browser that knows nothing yet and reaches this server only.
+
+    A picture of each page as it was left lies in build/screenshots, under the name of the test. What the page has to
+    say of errors is in `page.complaints`.
+    """
+    contexts: list[Any] = []
+
+    def make(**options: Any) -> Any:
+        context = browser.new_context(**({"viewport": {"width": 1440, "height": 900}} | options))
+        contexts.append(context)
+        page = context.new_page()
+        page.complaints = []
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("console", lambda line: page.complaints.append(line.text) if "Content Security" in line.text else None)
+        page.route(
+            lambda url: not url.startswith((server.url, "data:", "blob:")),
+            lambda route: (page.complaints.append(f"another host: {route.request.url}"), route.abort()),
+        )
+        return page
+
+    yield make
+    folder = BUILD / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, context in enumerate(contexts):
+        name = request.node.name + (f"-{number + 1}" if number else "")
+        context.pages[0].screenshot(path=folder / f"{re.sub('[^A-Za-z0-9-]+', '-', name)}.png")
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def installed() -> Path:
+    """A folder under build/ with the pinned packages, made once for each version of the lock file."""
+    if not NODE or not NPM:
+        pytest.skip("needs node and npm")
+    version = subprocess.run([NODE, "--version"], capture_output=True, text=True, check=True).stdout
+    if int(version.lstrip("v").partition(".")[0]) < 18:
+        pytest.skip(f"needs Node 18 or newer, found {version.strip()}")
+    lock = (PACKAGES / "package-lock.json").read_bytes()
+    folder = BUILD / f"npm-{sha256(lock).hexdigest()[:12]}"
+    if folder.exists():
+        return folder
+    unfinished = BUILD / f"{folder.name}.{os.getpid()}"
+    unfinished.mkdir(parents=True)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(PACKAGES / name, unfinished)
+    options = ["--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
+    try:
+        done = subprocess.run(
+            [NPM, "ci", *options], cwd=unfinished, capture_output=True, text=True, timeout=120, check=False
+        )
+        if done.returncode and (reason := NO_REGISTRY.search(done.stderr)):
+            pytest.skip(f"npm cannot reach its registry: {reason[0]}")
+        assert done.returncode == 0, done.stderr
+        try:
+            unfinished.rename(folder)
+        except OSError:  # another process of the tests was faster
+            assert folder.exists()
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm cannot reach its registry within two minutes")
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder

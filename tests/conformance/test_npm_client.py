@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,46 +20,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 from tests.data import make_dataset, make_file, pydicom_files
 
 HERE = Path(__file__).resolve().parent / "npm"
-BUILD = HERE.parents[2] / "build"  # git-ignored
-NODE, NPM = shutil.which("node"), shutil.which("npm")
-NO_REGISTRY = re.compile(r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ENETUNREACH|EHOSTUNREACH|TIMEDOUT|ENOTCACHED")
 
 Call = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def installed() -> Path:
-    """A folder under build/ with the pinned packages, made once for each version of the lock file."""
-    if not NODE or not NPM:
-        pytest.skip("needs node and npm")
-    version = subprocess.run([NODE, "--version"], capture_output=True, text=True, check=True).stdout
-    if int(version.lstrip("v").partition(".")[0]) < 18:
-        pytest.skip(f"needs Node 18 or newer, found {version.strip()}")
-    lock = (HERE / "package-lock.json").read_bytes()
-    folder = BUILD / f"npm-{sha256(lock).hexdigest()[:12]}"
-    if folder.exists():
-        return folder
-    unfinished = BUILD / f"{folder.name}.{os.getpid()}"
-    unfinished.mkdir(parents=True)
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(HERE / name, unfinished)
-    options = ["--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
-    try:
-        done = subprocess.run(
-            [NPM, "ci", *options], cwd=unfinished, capture_output=True, text=True, timeout=120, check=False
-        )
-        if done.returncode and (reason := NO_REGISTRY.search(done.stderr)):
-            pytest.skip(f"npm cannot reach its registry: {reason[0]}")
-        assert done.returncode == 0, done.stderr
-        try:
-            unfinished.rename(folder)
-        except OSError:  # another process of the tests was faster
-            assert folder.exists()
-    except subprocess.TimeoutExpired:
-        pytest.skip("npm cannot reach its registry within two minutes")
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +30,7 @@ def node(installed: Path) -> Call:
 
     def call(root: str, method: str, **options: Any) -> dict[str, Any]:
         done = subprocess.run(
-            [str(NODE), str(HERE / "call.js"), root, method],
+            [str(shutil.which("node")), str(HERE / "call.js"), root, method],
             cwd=installed,
             input=json.dumps(options),
             capture_output=True,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,26 +9,10 @@ import requests
 
 from tests.data import make_dataset, make_file
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed on this machine")
 
-
-@pytest.fixture(scope="module")
-def page(server: Any) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
-        )
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.route(
-            lambda url: not url.startswith((server.url, "data:", "blob:")),
-            lambda route: pytest.fail(f"the page asks another host: {route.request.url}"),
-        )
-        yield page
-        browser.close()
+@pytest.fixture
+def page(new_page: Any) -> Any:
+    return new_page(viewport={"width": 1400, "height": 1000})
 
 
 def execute(page: Any, operation: str, fill: dict[str, str] | None = None) -> Any:

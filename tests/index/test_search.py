@@ -234,6 +234,34 @@ def test_sql_and_python_match_alike_whatever_is_asked(index: Index) -> None:
     assert compared > 500
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "32145"),
+        ("orderby=StudyDate", "54123"),
+        ("orderby=-StudyDate", "32145"),
+        ("orderby=PatientName", "51432"),
+        ("orderby=-PatientName", "23415"),
+        ("orderby=00100010&ModalitiesInStudy=CT", "14"),
+        ("orderby=-PatientName&ModalitiesInStudy=CT&limit=1&offset=1", "1"),
+        ("orderby=-AccessionNumber&PatientName=D*", "14"),
+        ("orderby=-StudyDescription&StudyDescription=*kopf*", "12"),
+    ],
+)
+def test_studies_are_sorted_by_what_is_asked(studies: Index, find: Find, text: str, expected: str) -> None:
+    assert uids(find(text)) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["orderby=Rows", "orderby=nonsense", "orderby=--PatientName", "orderby=ModalitiesInStudy"]
+)
+def test_what_cannot_be_sorted_by_is_refused(studies: Index, find: Find, text: str) -> None:
+    with pytest.raises(BadRequest, match="PatientName"):
+        find(text)
+    with pytest.raises(BadRequest, match="orderby"):
+        find("orderby=PatientName", Level.SERIES)
+
+
 def test_a_study_row_has_all_required_attributes_in_order(studies: Index, find: Find) -> None:
     (row,) = find("StudyInstanceUID=1.1&includefield=StudyDescription").rows
     assert list(row) == sorted(row)

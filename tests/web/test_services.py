@@ -237,4 +237,3 @@ def test_swagger_ui_needs_no_other_server(client: FlaskClient) -> None:
         assert client.get(f"/swagger/assets/{asset}").status_code == 200
     assert client.get("/swagger/assets/..%2f__init__.py").status_code == 404
     assert client.get("/swagger/assets/missing.js").status_code == 404
-    assert client.get("/").status_code == 302

@@ -1,0 +1,369 @@
+"""The study browser in a real browser: a folder is uploaded, found, looked at, downloaded and deleted."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import requests
+from PIL import Image
+from playwright.sync_api import expect
+
+from tests.data import make_dataset, make_file, pydicom_files
+
+NewPage = Callable[..., Any]
+CD = Path(pydicom.__file__).parent / "data" / "test_files" / "dicomdirtests"
+
+
+def store(server: Any, *files: bytes) -> None:
+    for file in files:
+        headers = {"Content-Type": "application/dicom"}
+        answer = requests.post(f"{server.root}/studies", data=file, headers=headers, timeout=60)
+        assert answer.status_code in (200, 202), answer.text
+
+
+def make_series(count: int = 3, **attributes: Any) -> list[pydicom.Dataset]:
+    """Images of one series, each darker than the one before, with a window."""
+    first = make_dataset(**attributes)
+    made = []
+    for number in range(1, count + 1):
+        made.append(
+            make_dataset(
+                **({"StudyInstanceUID": first.StudyInstanceUID, "SeriesInstanceUID": first.SeriesInstanceUID})
+                | {"InstanceNumber": number, "WindowCenter": 128, "WindowWidth": 256}
+                | {"PixelData": (np.arange(256, dtype="<u2") // number).tobytes()}
+                | attributes
+            )
+        )
+    return made
+
+
+@pytest.fixture
+def study(server: Any) -> Any:
+    """Three CT images that the server has; the first data set."""
+    made = make_series(PatientName="Browser^Bertha", PatientID="B-77", StudyDescription="Schädel nativ")
+    store(server, *map(make_file, made))
+    yield made[0]
+    requests.delete(f"{server.root}/studies/{made[0].StudyInstanceUID}", timeout=60)
+
+
+def wait_for_picture(page: Any) -> None:
+    expect(page.locator("#image")).not_to_have_js_property("naturalWidth", 0)
+    expect(page.locator("#image")).to_have_js_property("complete", True)
+
+
+def open_study(page: Any, server: Any, dataset: Any) -> None:
+    page.goto(f"{server.url}/study/{dataset.StudyInstanceUID}")
+    wait_for_picture(page)
+
+
+def shown_pixels(page: Any) -> Any:
+    """The picture on the stage, grey, as the page holds it."""
+    wait_for_picture(page)
+    body = page.request.get(page.locator("#image").evaluate("image => image.src"), headers={"Accept": "image/png"})
+    return np.asarray(Image.open(BytesIO(body.body())).convert("L"))
+
+
+def test_a_cd_is_uploaded_found_looked_at_and_deleted(server: Any, new_page: NewPage) -> None:
+    page = new_page()
+    page.goto(server.url)
+    expect(page.get_by_role("heading", name="No studies yet")).to_be_visible()
+    page.set_input_files("#folder-input", CD)
+    report = page.locator("#upload-report")
+    expect(report).to_contain_text("81 images of 7 studies are safely stored", timeout=60_000)
+    page.get_by_role("button", name="Close").click()
+    expect(page.locator("#count")).to_have_text("7 studies")
+    page.get_by_label("Patient", exact=True).fill("doe arch")
+    expect(page.locator("#rows tr")).to_have_count(2)
+    page.get_by_role("link", name="Doe, Archibald").first.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Doe, Archibald")
+    wait_for_picture(page)
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("menuitem", name="This study").click()
+    page.get_by_role("button", name="Delete study").click()
+    expect(page.locator("#count")).to_have_text("6 studies")
+    assert page.complaints == []
+    for row in requests.get(f"{server.root}/studies", timeout=60).json():
+        requests.delete(f"{server.root}/studies/{row['0020000D']['Value'][0]}", timeout=60)
+
+
+def test_the_report_of_an_upload_says_what_was_left_out_and_why(
+    server: Any, new_page: NewPage, tmp_path: Path, study: Any
+) -> None:
+    study.PatientID = "other bytes"
+    files = {"note.txt": b"hello" * 40, "DICOMDIR": b"x" * 200, "empty": b"", "changed.dcm": make_file(study)}
+    files |= {"new.dcm": make_file(), "cut.dcm": make_file()[:-20]}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    page = new_page()
+    page.goto(server.url)
+    page.set_input_files("#file-input", sorted(tmp_path.iterdir()))
+    report = page.locator("#upload-report")
+    expect(report).to_contain_text("1 image of 1 study is safely stored")
+    for words in (
+        "3 files left out",
+        "table of contents",
+        "2 files could not be stored",
+        "Another version",
+        "truncated",
+    ):
+        expect(report).to_contain_text(words)
+    expect(page.locator("#upload-files li")).to_have_count(6)
+    expect(page.locator("#upload-files li.failed")).to_have_count(2)
+
+
+def test_files_are_dropped_on_the_page(server: Any, new_page: NewPage) -> None:
+    dataset = make_dataset(PatientName="Dropped^Dora")
+    page = new_page()
+    page.goto(server.url)
+    dropped = page.evaluate_handle(
+        """bytes => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([new Uint8Array(bytes)], "dropped"));
+          return transfer;
+        }""",
+        list(make_file(dataset)),
+    )
+    page.dispatch_event("body", "dragenter", {"dataTransfer": dropped})
+    expect(page.get_by_text("Drop to upload")).to_be_visible()
+    page.dispatch_event("body", "drop", {"dataTransfer": dropped})
+    expect(page.locator("#upload-report")).to_contain_text("1 image of 1 study is safely stored")
+    page.get_by_role("link", name="Open the study").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Dropped, Dora")
+
+
+def test_results_follow_what_is_typed(server: Any, new_page: NewPage, study: Any) -> None:
+    page = new_page()
+    page.goto(server.url)
+    row = page.get_by_role("link", name="Browser, Bertha")
+    for field, typed, other in (
+        ("Patient", "bert", "zebra"),
+        ("Patient ID", "B-7", "B-8"),
+        ("Accession no.", "A1", "A2"),
+        ("Description", "schadel", "foot"),
+        ("From", "2025-01-01", "2025-01-03"),
+        ("To", "2025-01-02", "2025-01-01"),
+    ):
+        page.get_by_label(field, exact=True).fill(other)
+        expect(row).to_have_count(0)
+        page.get_by_label(field, exact=True).fill(typed)
+        expect(row).to_have_count(1)
+    page.reload()  # the search is part of the address
+    expect(row).to_have_count(1)
+    expect(page.get_by_label("Patient ID", exact=True)).to_have_value("B-7")
+
+
+def test_the_list_is_narrowed_to_a_modality(server: Any, new_page: NewPage, study: Any) -> None:
+    page = new_page()
+    page.goto(server.url)
+    page.get_by_label("Modality").select_option("MR")
+    expect(page.get_by_role("link", name="Browser, Bertha")).to_have_count(0)
+    page.get_by_label("Modality").select_option("CT")
+    expect(page.get_by_role("link", name="Browser, Bertha")).to_have_count(1)
+    page.get_by_role("button", name="Clear").click()
+    expect(page.get_by_label("Modality")).to_have_value("")
+
+
+def test_the_list_is_sorted_and_paged(server: Any, new_page: NewPage) -> None:
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    store(server, *(make_file(PatientName=f"Paged^{letter}", PatientID=f"PG{letter}") for letter in letters))
+    page = new_page()
+    page.goto(server.url)
+    page.get_by_label("Patient ID", exact=True).fill("PG")
+    expect(page.locator("#count")).to_have_text("26 studies found")
+    page.get_by_role("button", name="Patient", exact=True).click()
+    first = page.locator("#rows .name").first
+    expect(first).to_have_text("Paged, A")
+    page.get_by_role("button", name="Next page").click()
+    expect(first).to_have_text("Paged, Z")
+    page.get_by_role("button", name="Patient", exact=True).click()
+    expect(page.locator("th[aria-sort=descending]")).to_contain_text("Patient")
+    expect(page.locator("#rows tr")).to_have_count(25)
+    expect(first).to_have_text("Paged, Z")
+
+
+def test_names_in_any_script_are_found_and_shown(server: Any, new_page: NewPage) -> None:
+    page = new_page()
+    for name, typed, shown in (
+        ("Yamada^Tarou=山田^太郎=やまだ^たろう", "山田", "Yamada, Tarou山田 太郎 · やまだ たろう"),
+        ("Люк^Сергей", "люк", "Люк, Сергей"),
+        ("שרון^דבורה", "שרון", "שרון, דבורה"),
+        ("Διονυσιος", "διον", "Διονυσιος"),
+        ("Äneas^Rüdiger", "aneas", "Äneas, Rüdiger"),
+        ("قباني^لنزار", "قباني", "قباني, لنزار"),
+    ):
+        dataset = make_dataset(PatientName=name)
+        store(server, make_file(dataset))
+        page.goto(server.url)
+        page.get_by_label("Patient", exact=True).fill(typed)
+        row = page.locator("#rows tr", has=page.locator(f"a[href$='{dataset.StudyInstanceUID}']"))
+        expect(row.locator("td").nth(1)).to_contain_text(shown)
+        row.locator(".name").click()
+        expect(page.locator("#patient")).to_have_text(shown)
+
+
+def test_the_picture_follows_window_and_image(server: Any, new_page: NewPage, study: Any) -> None:
+    page = new_page()
+    open_study(page, server, study)
+    as_stored = shown_pixels(page)
+    page.get_by_label("Window").select_option(label="1  Soft tissue")
+    expect(page.locator("#image")).to_have_attribute("src", re.compile("window=40,400"))
+    assert abs(shown_pixels(page).astype(int) - as_stored).mean() > 5
+    page.get_by_label("Center").fill("100")
+    expect(page.locator("#image")).to_have_attribute("src", re.compile("window=100,400"))
+    page.locator("#stage").press("0")
+    assert np.array_equal(shown_pixels(page), as_stored)
+    page.locator("#stage").press("ArrowDown")
+    expect(page.locator("#instance-place")).to_have_text("2 of 3")
+    assert abs(shown_pixels(page).astype(int) - as_stored).mean() > 5
+    assert page.complaints == []
+
+
+def test_frames_are_stepped_through_and_played(server: Any, new_page: NewPage) -> None:
+    frames = np.stack([np.full((16, 16), 400 * number, "<u2") for number in range(1, 6)])
+    dataset = make_dataset(NumberOfFrames=5, PixelData=frames.tobytes(), FrameTime=20, WindowCenter=1000)
+    dataset.WindowWidth = 2000
+    store(server, make_file(dataset))
+    page = new_page()
+    open_study(page, server, dataset)
+    first = shown_pixels(page).mean()
+    page.locator("#frame").fill("4")
+    expect(page.locator("#frame-place")).to_have_text("4 of 5")
+    expect(page.locator("#image")).to_have_attribute("src", re.compile("/frames/4/rendered"))
+    assert shown_pixels(page).mean() > first + 50
+    page.get_by_role("button", name="Play frames").click()
+    expect(page.locator("#frame-place")).to_have_text("2 of 5")
+    page.get_by_role("button", name="Stop").click()
+
+
+def test_the_tags_are_listed_with_their_names(server: Any, new_page: NewPage, study: Any) -> None:
+    page = new_page()
+    open_study(page, server, study)
+    page.get_by_role("tab", name="Tags").click()
+    rows = page.locator("#tags tr:visible")
+    expect(rows.filter(has_text="(0010,0020)")).to_have_text("(0010,0020)LOPatient IDB-77")
+    page.get_by_label("Filter tags").fill("window")
+    expect(rows).to_have_count(2)
+
+
+def download(page: Any, item: str) -> bytes:
+    page.get_by_role("button", name="Download").click()
+    with page.expect_download() as waiting:
+        page.get_by_role("menuitem", name=item, exact=True).first.click()
+    return Path(waiting.value.path()).read_bytes()
+
+
+def test_a_study_is_downloaded_in_every_form(server: Any, new_page: NewPage, study: Any) -> None:
+    page = new_page()
+    open_study(page, server, study)
+    for item, extra in (("DICOM files (ZIP)", set()), ("For a CD, with DICOMDIR (ZIP)", {"DICOMDIR"})):
+        names = set(zipfile.ZipFile(BytesIO(download(page, item))).namelist())
+        assert names == {f"DICOM/S000001/I00000{number}" for number in (1, 2, 3)} | extra
+    assert pydicom.dcmread(BytesIO(download(page, "DICOM"))).PatientID == "B-77"
+    for item, form in (("JPEG, as shown", "JPEG"), ("PNG, as shown", "PNG")):
+        assert Image.open(BytesIO(download(page, item))).format == form
+    assert pydicom.dcmread(BytesIO(download(page, "De-identified DICOM"))).PatientID != "B-77"
+    archive = zipfile.ZipFile(BytesIO(download(page, "De-identified (ZIP)")))
+    assert archive.testzip() is None
+    copies = [pydicom.dcmread(BytesIO(archive.read(name))) for name in archive.namelist()]
+    assert (len(copies), {copy.PatientIdentityRemoved for copy in copies}) == (3, {"YES"})
+    assert "Bertha" not in str(copies[0])
+
+
+def test_nothing_is_deleted_without_a_yes(server: Any, new_page: NewPage, study: Any) -> None:
+    page = new_page()
+    open_study(page, server, study)
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("menuitem", name="This image").click()
+    expect(page.get_by_role("dialog")).to_contain_text("no way back")
+    page.get_by_role("button", name="Cancel").click()
+    path = f"{server.root}/studies/{study.StudyInstanceUID}"
+    assert len(requests.get(f"{path}/instances", timeout=60).json()) == 3
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("menuitem", name="This image").click()
+    page.get_by_role("button", name="Delete image").click()
+    expect(page.locator("#instance-place")).to_have_text("1 of 2")
+    assert len(requests.get(f"{path}/instances", timeout=60).json()) == 2
+
+
+def test_the_keyboard_is_enough(server: Any, new_page: NewPage, study: Any) -> None:
+    page = new_page()
+    page.goto(server.url)
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    page.keyboard.press("/")
+    page.keyboard.type("bertha")
+    expect(page.locator("#rows tr")).to_have_count(1)
+    page.keyboard.press("Tab")
+    page.locator("#main").focus()
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Browser, Bertha")
+    expect(page.locator("#workspace")).to_be_visible()
+    page.keyboard.press("t")
+    expect(page.get_by_role("tab", name="Tags")).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keyboard")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_pages_are_accessible_and_fit(
+    server: Any, new_page: NewPage, study: Any, installed: Path, scheme: str, width: int
+) -> None:
+    page = new_page(viewport={"width": width, "height": 844}, color_scheme=scheme, has_touch=width < 500)
+    axe = (installed / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
+
+    def check() -> None:
+        page.evaluate(axe)
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        faults = {
+            each["id"]: [node["html"][:200] for node in each["nodes"]]
+            for each in found
+            if each["impact"] in ("serious", "critical")
+        }
+        assert faults == {}
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+
+    page.goto(server.url)
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    page.get_by_role("button", name="Archive").click()
+    expect(page.locator("[data-figure=bytes]")).not_to_have_text("–")
+    check()
+    open_study(page, server, study)
+    check()
+    page.get_by_role("tab", name="Tags").click()
+    expect(page.locator("#tags tr").first).to_be_visible()
+    check()
+    assert page.complaints == []
+
+
+def test_documents_reports_and_curves_are_shown(server: Any, new_page: NewPage) -> None:
+    shown = {
+        "reportsi.dcm": "iframe",
+        "test-SR.dcm": "iframe",
+        "waveform_ecg.dcm": "img:not([hidden])",
+        "examples_overlay.dcm": "img:not([hidden])",
+    }
+    files = [path for path in pydicom_files() if path.name in shown]
+    assert files
+    page = new_page()
+    for path in files:
+        dataset = pydicom.dcmread(path)
+        store(server, path.read_bytes())
+        page.goto(f"{server.url}/study/{dataset.StudyInstanceUID}")
+        expect(page.locator(f"#stage {shown[path.name]}")).to_be_visible()
+        expect(page.locator("#stage-note")).to_be_hidden()
+    assert page.complaints == []
+
+
+def test_a_study_that_is_not_there_is_told_so(server: Any, new_page: NewPage) -> None:
+    page = new_page()
+    page.goto(f"{server.url}/study/1.2.3")
+    expect(page.get_by_role("heading", name="This study cannot be shown")).to_be_visible()
