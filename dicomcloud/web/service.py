@@ -34,7 +34,7 @@ class Service:
     authentication: Authentication | None = None  # None: nobody is asked
     forbidden_status: int = 403
     share_max_hours: int = 720
-    study_page: str = "/?study={study}"
+    study_page: str = "/study/{study}"
 
 
 def current_service() -> Service:

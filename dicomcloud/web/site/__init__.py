@@ -20,7 +20,7 @@ from ... import __version__
 from ...access import Permission
 from ...dicom.attributes import attribute_names
 from ..assets import send_asset
-from ..auth import needs
+from ..auth import current_caller, current_csrf_token, needs
 from ..service import check_uids, current_service, server_url
 
 blueprint = Blueprint("site", __name__, template_folder="templates")
@@ -47,12 +47,14 @@ CONTENT_SECURITY_POLICY: Final = "; ".join(
 
 
 @blueprint.route("/")
+@needs(Permission.READ, narrows=True)
 def studies_page() -> Response:
     """Search, upload, and what the archive holds."""
     return _page("studies.html", title="Studies")
 
 
 @blueprint.route("/study/<study>")
+@needs(Permission.READ)
 def study_page(study: str) -> Response:
     """The series and instances of a study, with previews."""
     check_uids(study=study)
@@ -60,10 +62,22 @@ def study_page(study: str) -> Response:
 
 
 def _page(template: str, **values: str) -> Response:
-    service = current_service()
+    service, caller = current_service(), current_caller()
     base = urlsplit(server_url()).path.rstrip("/")
     body = render_template(
-        template, base=base, root=base + service.root, wado=base + "/wado", version=__version__, **values
+        template,
+        base=base,
+        root=base + service.root,
+        wado=base + "/wado",
+        version=__version__,
+        account=caller.name if service.authentication else "",
+        logged_in=caller.method == "session",
+        csrf=current_csrf_token() if caller.method in ("session", "share link") else "",
+        may_store=caller.may(Permission.STORE),
+        may_delete=caller.may(Permission.DELETE),
+        may_share=service.authentication is not None and caller.may(Permission.SHARE),
+        most_hours=service.share_max_hours,
+        **values,
     )
     response = Response(body, mimetype="text/html")
     response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
