@@ -28,6 +28,12 @@ def open_archive(configuration: Settings) -> Archive:
     return archive.open_archive(
         configuration.resolved_database_url,
         configuration.resolved_storage_url,
+        archive.LocalSpace(
+            spool=configuration.spool_path,
+            cache=configuration.storage_cache_path,
+            cache_bytes=configuration.storage_cache_bytes,
+            min_free_bytes=configuration.min_free_bytes,
+        ),
         cache_folder=configuration.cache_path,
         cache_bytes=configuration.cache_bytes,
         codec_workers=configuration.resolved_codec_workers,

@@ -55,7 +55,8 @@ class Option:
 
 
 def _without_password(text: str) -> str:
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", text)
+    text = re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", text)
+    return re.sub(r"([?&](?:connection_string|sas)=)[^&]*", r"\1***", text)
 
 
 # The types
@@ -198,6 +199,13 @@ def _url_with(scheme: str) -> Callable[[Any], str]:
     return parse
 
 
+def _parse_storage_url(value: Any) -> str:
+    text = _text(value)
+    if text and not re.fullmatch(r"[a-z][a-z0-9+.-]*://\S.*", text):
+        raise ValueError
+    return text
+
+
 def _parse_folder(value: Any) -> str:
     if not _text(value) or "\0" in value:
         raise ValueError
@@ -292,7 +300,9 @@ ROOT = Kind("path", "a path such as /dicomweb, not one that the server uses for 
 FLAG = Kind("`true` or `false`", "true or false", _parse_flag, lambda value: str(value).lower())
 INTERNAL_PATH = Kind("path", "a path such as /stored, or nothing", _parse_internal_path)
 DATABASE_URL = Kind("URL", "sqlite:///PATH, or nothing", _url_with("sqlite:///"))
-STORAGE_URL = Kind("URL", "file://FOLDER, or nothing", _url_with("file://"))
+STORAGE_URL = Kind(
+    "URL", "file://FOLDER, s3://BUCKET/PREFIX?endpoint=…, azure://CONTAINER?account=…, or nothing", _parse_storage_url
+)
 
 
 def _option(default: Any, kind: Kind, help: str) -> Any:
@@ -393,7 +403,24 @@ class Settings:
     storage_url: str = _option(
         "",
         STORAGE_URL,
-        "Where the files are, as `file://FOLDER`. Empty: `storage` in the data directory.",
+        "Where the files are: `file://FOLDER`, `s3://BUCKET/PREFIX?endpoint=URL` or `azure://CONTAINER?account=NAME` "
+        "(docs/object-storage.md). Empty: `storage` in the data directory.",
+    )
+    storage_cache_bytes: int = _option(
+        8 << 30,
+        SIZE,
+        "Disk space for files of an object store that were stored or read lately, in `cache` in the data directory; "
+        "so much of them is served without a way over the network. 0: nothing is kept.",
+    )
+    presigned_redirects: Literal["off", "programs", "all"] = _option(
+        "off",
+        _choice("off", "programs", "all"),
+        "Whether a client that fetches one whole stored instance from an object store is redirected (302) to a URL at "
+        "which it can fetch it from there: `programs` but not scripts of web pages, which need a CORS rule at the "
+        "store; or `all`.",
+    )
+    presigned_seconds: int = _option(
+        300, _integer(1, 7 * 24 * 3600), "For how long a URL to which a client is redirected is good."
     )
     public_url: str = _option(
         "",
@@ -572,6 +599,15 @@ class Settings:
     @property
     def cache_path(self) -> Path:
         return self.data_path / "cache"
+
+    @property
+    def storage_cache_path(self) -> Path:
+        return self.cache_path / "stored"
+
+    @property
+    def spool_path(self) -> Path:
+        """Of files on their way into an object store."""
+        return self.data_path / "incoming"
 
     @property
     def resolved_codec_workers(self) -> int:

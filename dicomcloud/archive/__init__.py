@@ -33,16 +33,17 @@ from ..dicom.pixel_data import (
     transcode_file,
     transcode_frame_of_file,
 )
+from ..dicom.rendered_files import ImageFile
 from ..dicom.workers import CodecPool
 from ..errors import Gone, NotFound, Unavailable
 from ..index.accounts import NEVER, Accounts, Key, User
 from ..index.database import Database, migrate, open_database, pending
 from ..index.repository import Index, InstanceRow
 from ..quarantine import Quarantine
-from ..storage import FileMissing, Storage, open_storage
+from ..storage import FileMissing, LocalSpace, Storage, open_storage
 from ..storage.cache import DiskCache
 from .backup import Backup, Generation, Step
-from .store import DuplicatePolicy, Rules, StoreBatch, StoreItem, StoreReport
+from .store import DuplicatePolicy, Rules, StoreBatch, StoreItem, StoreReport, scanned_attributes
 from .upkeep import Finding, ReindexStep, Upkeep
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "Finding",
     "InstanceRow",
     "Key",
+    "LocalSpace",
     "ReindexStep",
     "SeriesVersion",
     "StoreBatch",
@@ -126,7 +128,7 @@ class Archive:
             free, _ = self._storage.disk_space()
             if free < self._min_free_bytes:
                 faults["disk space"] = "The disk is almost full: nothing is stored any more"
-        except OSError as error:
+        except (OSError, Unavailable) as error:
             log.error("the storage cannot be used: %s", error)
             faults["storage"] = "The storage cannot be used"
         return faults
@@ -147,6 +149,10 @@ class Archive:
             return
         yield good("schema", "up to date")
         yield from self._database.diagnose()
+
+    def presigned_url(self, row: InstanceRow, seconds: int) -> str | None:
+        """Where a client can fetch the file itself for so long, if the store lets it. Raises Unavailable."""
+        return self._storage.presigned_url(row.file_key, seconds)
 
     # Store
 
@@ -261,10 +267,10 @@ class Archive:
         key = f"{row.file_key} {transfer_syntax}"
         if cached := self.cache.open(key):
             return _Pending(lambda: cached, drop=cached.close)
-        source = str(self._storage.local_path(row.file_key))
+        source = self._storage.source(row.file_key)
         path = self.cache.spool()
         future = self._codecs.submit(
-            transcode_file, source, str(path), transfer_syntax, max_inflated=self.max_inflated_bytes
+            transcode_file, source.open, str(path), transfer_syntax, max_inflated=self.max_inflated_bytes
         )
 
         def finish() -> BinaryIO:
@@ -365,7 +371,7 @@ class Archive:
             return _Pending(lambda: cached)
         future = self._codecs.submit(
             transcode_frame_of_file,
-            str(self._storage.local_path(row.file_key)),
+            self._storage.source(row.file_key).open,
             number,
             transfer_syntax,
             frames.pack(),
@@ -399,7 +405,7 @@ class Archive:
     # Renderings
 
     def rendered(self, row: InstanceRow, render: Callable[..., bytes], *arguments: object) -> bytes:
-        """`render(path of the file, *arguments)`, from the cache where it was made before.
+        """`render(the file, *arguments)`, from the cache where it was made before.
 
         Compressed frames are decoded in the codec processes; native ones are drawn here, which takes less time than
         the way there. Raises what `render` raises, NotFound, Gone.
@@ -407,21 +413,38 @@ class Archive:
         key = f"{row.file_key} {render.__name__} {arguments!r}"
         if (cached := self.cache.read(key)) is not None:
             return cached
-        path = str(self.path_of(row))
+        file = self.image_file(row)
         syntax = TRANSFER_SYNTAXES.get(row.transfer_syntax)
         try:
             if syntax is not None and (syntax.encapsulated or syntax.deflated):
-                picture = self._codecs.submit(render, path, *arguments).result()
+                picture = self._codecs.submit(render, file, *arguments).result()
                 self.cache.write(key, picture)
             else:
-                picture = render(path, *arguments)
+                picture = render(file, *arguments)
         except FileNotFoundError:
             self._deleted_meanwhile(row)
         return picture
 
-    def path_of(self, row: InstanceRow) -> Path:
-        """Where the file lies on this machine."""
-        return self._storage.local_path(row.file_key)
+    def image_file(self, row: InstanceRow) -> ImageFile:
+        """The file for renderings, also in another process; with its header, where looking for that takes long."""
+        source = self._storage.source(row.file_key)
+        return ImageFile(source.open, None if source.is_local else self._header(row))
+
+    def _header(self, row: InstanceRow) -> dicom_header.Header | None:
+        """What a scan of the file gives, from the index; None where only the file tells (a deflated data set)."""
+        if _is_deflated(row):
+            return None
+        _, document = self.document(row.study_uid, row.series_uid, row.sop_uid)
+        _, frames = self.frames(row.study_uid, row.series_uid, row.sop_uid)
+        return dicom_header.Header(
+            transfer_syntax=row.transfer_syntax,
+            dataset_offset=row.dataset_offset,
+            file_meta=None,
+            attributes=scanned_attributes(document, row),
+            bulk_data=tuple(self.bulk_values(row)),
+            frames=frames,
+            prefix=b"",
+        )
 
     # Bulk data
 
@@ -492,6 +515,7 @@ class Archive:
 def open_archive(
     database_url: str,
     storage_url: str,
+    local: LocalSpace,
     *,
     cache_folder: Path | None = None,
     cache_bytes: int = 0,
@@ -510,7 +534,7 @@ def open_archive(
     cache = DiskCache(cache_folder, cache_bytes, min_free_bytes=min_free_bytes) if cache_folder else None
     return Archive(
         open_database(database_url),
-        open_storage(storage_url),
+        open_storage(storage_url, local),
         cache=cache,
         codec_workers=codec_workers,
         duplicates=duplicates,

@@ -32,7 +32,8 @@ from ..errors import Unavailable
 from ..index.database import Database, open_database, open_snapshot
 from ..index.repository import Index
 from ..storage import FileMissing, Storage
-from ..storage.filesystem import FileSystemStorage, sync_file, sync_folder
+from ..storage.filesystem import FileSystemStorage, sync_folder
+from ..storage.spool import sync_file
 
 _PIECE = 1 << 20
 _FORMAT = 1

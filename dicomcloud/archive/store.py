@@ -359,20 +359,32 @@ class StoreBatch:
             for each in spooled:
                 each.incoming.discard()
             return [_out_of_resources(error, _identity(each.new)) for each in spooled]
+        except BaseException:
+            for each in spooled:
+                each.incoming.discard()
+            raise
         instances = [replace(each.new, file_key=key) for each, key in zip(spooled, keys, strict=True)]
         try:
             outcomes = self._index.add(instances, self._duplicates)
         except BaseException:
             self._take_back(keys)
             raise
-        for key, outcome in zip(keys, outcomes, strict=True):
-            # `recover` of another process may have given this very file its row: then it stays.
-            if outcome not in (Outcome.ADDED, Outcome.REPLACED) and not self._index.has_file(key):
-                if outcome is Outcome.REJECTED and self._quarantine is not None:
-                    self._keep_rejected(key, instances[keys.index(key)])
-                self._storage.delete(key)
-        self._storage.confirm(keys)
+        try:
+            self._remove_needless(instances, outcomes)
+        except (OSError, Unavailable) as error:  # what is to be kept is stored
+            log.warning("files that are not needed are removed at the next start: %s", error)
+        else:
+            self._storage.confirm(keys)
         return [_stored(each, outcome) for each, outcome in zip(spooled, outcomes, strict=True)]
+
+    def _remove_needless(self, instances: Sequence[NewInstance], outcomes: Sequence[Outcome]) -> None:
+        """Remove the files of instances that the index has not taken."""
+        for new, outcome in zip(instances, outcomes, strict=True):
+            # `recover` of another process may have given this very file its row: then it stays.
+            if outcome not in (Outcome.ADDED, Outcome.REPLACED) and not self._index.has_file(new.file_key):
+                if outcome is Outcome.REJECTED and self._quarantine is not None:
+                    self._keep_rejected(new.file_key, new)
+                self._storage.delete(new.file_key)
 
     def _keep_rejected(self, key: str, new: NewInstance) -> None:
         assert self._quarantine is not None
@@ -469,14 +481,9 @@ def new_instance(header: dicom_header.Header, checksum: bytes, size: int, key: s
     study, series, instance = (
         metadata.text(attributes, keyword) for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
     )
-    resource = f"/studies/{study}/series/{series}/instances/{instance}"
-    # No quote inside a JSON string is unescaped, so this text occurs only where the scanner put a BulkDataURI.
-    document = orjson.dumps(attributes).replace(
-        b'"BulkDataURI":"/', f'"BulkDataURI":"{resource}/bulkdata/'.encode("ascii")
-    )
     return NewInstance(
         attributes=attributes,
-        document=document,
+        document=orjson.dumps(attributes).replace(*_bulk_data_uris(study, series, instance)),
         transfer_syntax=header.transfer_syntax,
         file_key=key,
         size=size,
@@ -485,3 +492,18 @@ def new_instance(header: dicom_header.Header, checksum: bytes, size: int, key: s
         frames=header.frames.pack() if header.frames else None,
         bulk_data=dicom_header.pack_bulk_data(header.bulk_data),
     )
+
+
+def scanned_attributes(document: bytes, row: InstanceRow) -> dict[str, Any]:
+    """The attributes as the header scan gave them, of an instance's DICOM JSON text."""
+    ours, theirs = _bulk_data_uris(row.study_uid, row.series_uid, row.sop_uid)
+    return cast("dict[str, Any]", orjson.loads(document.replace(theirs, ours)))
+
+
+def _bulk_data_uris(study: str, series: str, instance: str) -> tuple[bytes, bytes]:
+    """How every BulkDataURI begins where the scanner put it, and in the DICOM JSON text of the index.
+
+    No quote inside a JSON string is unescaped, so these texts occur nowhere else.
+    """
+    resource = f"/studies/{study}/series/{series}/instances/{instance}"
+    return b'"BulkDataURI":"/', f'"BulkDataURI":"{resource}/bulkdata/'.encode("ascii")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import UnsupportedOperation
 from mmap import ACCESS_READ, mmap
+from shutil import copyfileobj
+from tempfile import TemporaryFile
 from typing import BinaryIO, Literal
 
 from ..dicom import header as dicom_header
-from ..errors import FailureReason, InvalidInstance
+from ..errors import FailureReason, InvalidInstance, Unavailable
 from ..index.repository import Index, NewInstance
 from ..storage import FileMissing, Storage, StoredFile
 from ..storage.cache import DiskCache
@@ -19,6 +23,7 @@ from .store import DuplicatePolicy, new_instance
 log = logging.getLogger(__name__)
 
 _BATCH = 200  # files indexed in one transaction by reindex and repair
+_PIECE = 1 << 20  # bytes copied at a time
 _ABANDONED = 24 * 3600.0  # seconds after which a spooled file belongs to a request that died
 
 
@@ -53,8 +58,8 @@ class Upkeep:
         for key in keys:
             try:
                 self._storage.delete(key)
-            except OSError as error:  # still open on Windows, or the storage is away: `recover` tries again
-                log.warning("file %s could not be removed yet: %s", key, error.strerror)
+            except (OSError, Unavailable) as error:  # still open on Windows, or the storage is away
+                log.warning("file %s could not be removed yet: %s", key, error)
             else:
                 removed.append(key)
                 self._cache.forget(key)
@@ -66,6 +71,13 @@ class Upkeep:
         Safe while other processes store: a file is only ever given the row that it lacks.
         """
         self.remove_files(self._index.files_to_remove())
+        self._storage.remove_abandoned(_ABANDONED)
+        try:
+            self._file_unconfirmed()
+        except Unavailable as error:
+            log.warning("what a crash may have left in the storage is seen to at the next start: %s", error)
+
+    def _file_unconfirmed(self) -> None:
         unconfirmed = self._storage.unconfirmed()
         for start in range(0, len(unconfirmed), _BATCH):
             batch = unconfirmed[start : start + _BATCH]
@@ -73,7 +85,6 @@ class Upkeep:
                 log.warning("recovered file %s %s", key, fault or "into the index")
         for key in unconfirmed:
             self._storage.confirm([key])
-        self._storage.remove_abandoned(_ABANDONED)
 
     def verify(self, *, repair: bool = False, checksums: bool = False) -> Iterator[Finding]:
         """Hold the index against the files, both ways; with `checksums`, read every file too.
@@ -95,7 +106,7 @@ class Upkeep:
 
     def _verify_missing(self, key: str, repair: bool) -> Iterator[Finding]:
         try:
-            self._storage.open(key).close()  # stored or deleted while verify was running?
+            self._storage.open(key, fresh=True).close()  # stored or deleted while verify was running?
         except FileMissing:
             if self._index.has_file(key):
                 if repair:
@@ -142,7 +153,7 @@ class Upkeep:
         steps: list[ReindexStep] = []
         for key in keys:
             try:
-                with self._storage.open(key) as file:
+                with self._storage.open(key, fresh=True) as file:
                     new.append(self._read_stored(file, key))
             except (InvalidInstance, FileMissing, OSError) as error:
                 steps.append(ReindexStep(key, getattr(error, "message", str(error))))
@@ -155,14 +166,29 @@ class Upkeep:
         size = file.seek(0, 2)
         if size == 0:
             raise InvalidInstance(FailureReason.CANNOT_UNDERSTAND, "the file is empty")
-        with mmap(file.fileno(), 0, access=ACCESS_READ) as buffer:
+        with _mapped(file) as buffer:
             header = dicom_header.scan(buffer, max_inflated=self._max_inflated_bytes)
             checksum = hashlib.sha256(buffer).digest()
         return new_instance(header, checksum, size, key)
 
     def _checksum(self, key: str) -> bytes:
-        with self._storage.open(key) as file:
+        with self._storage.open(key, fresh=True) as file:
             return hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
+
+
+@contextmanager
+def _mapped(file: BinaryIO) -> Iterator[mmap]:
+    """All bytes of a file; one that is not on this machine is fetched."""
+    with TemporaryFile() as copy:
+        try:
+            number = file.fileno()
+        except UnsupportedOperation:
+            file.seek(0)
+            copyfileobj(file, copy, _PIECE)
+            copy.flush()
+            number = copy.fileno()
+        with mmap(number, 0, access=ACCESS_READ) as buffer:
+            yield buffer
 
 
 def _merge(

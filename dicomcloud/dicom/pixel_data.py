@@ -116,14 +116,14 @@ def transcode_frame(
 
 
 def transcode_frame_of_file(
-    path: str,
+    open_source: Callable[[], BinaryIO],
     number: int,
     transfer_syntax: str,
     frames: bytes | None = None,
     max_inflated: int = MAX_INFLATED,
 ) -> bytes:
     """`transcode_frame` for a worker process: `frames` is a packed `Frames`."""
-    with open(path, "rb") as source:
+    with open_source() as source:
         unpacked = None if frames is None else Frames.unpack(frames)
         return transcode_frame(source, number, transfer_syntax, frames=unpacked, max_inflated=max_inflated)
 
@@ -179,10 +179,12 @@ def transcode(source: BinaryIO, target: BinaryIO, transfer_syntax: str, *, max_i
         _write_native(file, wanted, target.write, target.write, max_inflated)
 
 
-def transcode_file(source_path: str, target_path: str, transfer_syntax: str, max_inflated: int = MAX_INFLATED) -> None:
+def transcode_file(
+    open_source: Callable[[], BinaryIO], target_path: str, transfer_syntax: str, max_inflated: int = MAX_INFLATED
+) -> None:
     """`transcode` for a worker process. Where it fails it leaves no file at `target_path`."""
     try:
-        with open(source_path, "rb") as source, open(target_path, "wb") as target:
+        with open_source() as source, open(target_path, "wb") as target:
             transcode(source, target, transfer_syntax, max_inflated=max_inflated)
     except BaseException:
         Path(target_path).unlink(missing_ok=True)

@@ -195,7 +195,7 @@ class StoredImage(StoredObject):
         if not self.attributes.keys() & {_PIXEL_DATA, *_FLOATING_POINT}:
             raise CannotRender("The instance has no pixel data.")
         try:
-            self._pixels = PixelData(self.source)
+            self._pixels = PixelData(self.source, frames=self.header.frames)
             self.image: ImagePixel = self._pixels.image
         except (CannotDecode, LookupError) as error:
             raise CannotRender(str(error)) from error

@@ -10,8 +10,18 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 
-class FileMissing(Exception):
+class FileMissing(FileNotFoundError):
     """No file is stored under this key."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSpace:
+    """What an adapter whose files lie elsewhere may use of this machine's disk."""
+
+    spool: Path  # folder of files that are coming in; must not be lost while the server is down
+    cache: Path  # folder of files that were used lately; may be deleted at any time
+    cache_bytes: int  # its size; 0: nothing is kept
+    min_free_bytes: int = 0  # nothing is kept when the disk would have less left
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +48,22 @@ class Incoming(Protocol):
         """Remove the spooled bytes. Does nothing after `Storage.commit`."""
 
 
+class Source(Protocol):
+    """A stored file, for other processes of this machine: it can be pickled, and its `repr` names the file."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether reading it costs no way over a network."""
+
+    def open(self) -> BinaryIO:
+        """Raises FileNotFoundError, errors.Unavailable."""
+
+
 class Storage(Protocol):
-    """Immutable files under opaque, unique keys; keys sort in the order in which the files came."""
+    """Immutable files under opaque, unique keys; keys sort in the order in which the files came.
+
+    Where the files lie on another machine, every method but `receive` and `confirm` may raise errors.Unavailable.
+    """
 
     def receive(self) -> Incoming: ...
 
@@ -47,7 +71,7 @@ class Storage(Protocol):
         """Put the files into the store, in order; return their keys.
 
         When it returns, every file is complete and synced, and survives a loss of power. When it raises
-        (OSError), none of the files is stored. The keys stay noted until `confirm`.
+        (OSError, Unavailable), none of the files is stored. The keys stay noted until `confirm`.
         """
 
     def confirm(self, keys: Sequence[str]) -> None:
@@ -62,14 +86,17 @@ class Storage(Protocol):
     def size(self, key: str) -> int | None:
         """Bytes of the file; None where there is none."""
 
-    def open(self, key: str) -> BinaryIO:
-        """Raises FileMissing."""
+    def open(self, key: str, *, fresh: bool = False) -> BinaryIO:
+        """Raises FileMissing. `fresh`: from the store itself, not a copy that is kept elsewhere."""
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`, fewer at the end of the file. Raises FileMissing."""
 
-    def local_path(self, key: str) -> Path:
-        """Where other processes of this machine can read the file, which need not be there (any more)."""
+    def source(self, key: str) -> Source:
+        """How other processes of this machine read the file, which need not be there (any more)."""
+
+    def presigned_url(self, key: str, seconds: int) -> str | None:
+        """Where anybody can fetch the file for so long; None from a store that nobody can reach but this server."""
 
     def delete(self, key: str) -> None:
         """Remove the file; a missing one is no error. Raises OSError where it cannot be removed now."""
@@ -81,20 +108,29 @@ class Storage(Protocol):
         """Remove spooled files that nobody has written to for `older_than` seconds; return how many."""
 
     def disk_space(self) -> tuple[int, int]:
-        """Free bytes and all bytes of the volume that the files lie on. Raises OSError."""
+        """Free bytes and all bytes of the volume that files come in on. Raises OSError."""
 
     def check(self, key: str | None = None) -> None:
-        """Raises OSError when the files cannot be reached or written, or when the file `key` is not among them."""
+        """Raises OSError, errors.Unavailable when the files cannot be reached, or the file `key` is not among them."""
 
 
-def open_storage(url: str) -> Storage:
-    """The adapter that `url` names, e.g. `file:///var/lib/dicomcloud/storage`.
 
-    Only the chosen adapter's library is imported. Raises ValueError for a scheme that is not known.
+def open_storage(url: str, local: LocalSpace) -> Storage:
+    """The adapter that `url` names: `file:///var/lib/dicomcloud/storage`, `s3://bucket/prefix`, `azure://container`.
+
+    Only the chosen adapter's library is imported, and nothing is sent. Raises ValueError for a URL that is not
+    understood, or whose library is not installed.
     """
     scheme, separator, path = url.partition("://")
     if scheme == "file" and separator and path:
         from .filesystem import FileSystemStorage
 
         return FileSystemStorage(path)
-    raise ValueError(f"storage URL {url!r}: it must start with file:// and name a folder")
+    if scheme in _REMOTE and separator and path:
+        from .object_store import open_object_storage
+
+        return open_object_storage(url, local)
+    raise ValueError("it must begin with file://, s3:// or azure:// and name a folder, a bucket or a container")
+
+
+_REMOTE = ("s3", "azure")

@@ -1,4 +1,4 @@
-"""A size-limited cache of results on disk, shared by processes without locks.
+"""A size-limited cache of results, and of files that lie elsewhere, on disk, shared by processes without locks.
 
     <folder>/3f/3fa9…-77….bin    a result: hash of its subject, the first word of its key, and of the whole key
     <folder>/spool/              files being written (.part)
@@ -66,7 +66,7 @@ class DiskCache:
 
     def write(self, key: str, data: bytes) -> None:
         """Keep a result. What cannot be kept (too large, disk full) is let go without a word: it can be made again."""
-        if not self._fits(len(data)):
+        if not self.fits(len(data)):
             return
         with suppress(OSError):
             path = self.spool()
@@ -89,7 +89,7 @@ class DiskCache:
         Raises FileNotFoundError when the folder has been deleted meanwhile.
         """
         size = path.stat().st_size
-        if not self._fits(size):
+        if not self.fits(size):
             return _open_unnamed(path)
         if os.name == "nt":  # an open file cannot be renamed there
             with suppress(OSError):
@@ -123,7 +123,8 @@ class DiskCache:
         target.parent.mkdir(exist_ok=True)
         os.replace(path, target)
 
-    def _fits(self, size: int) -> bool:
+    def fits(self, size: int) -> bool:
+        """Whether a result of so many bytes would be kept."""
         if size > self._max_bytes // _SHARE:
             return False
         if self._min_free_bytes:

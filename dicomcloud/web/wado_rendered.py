@@ -13,7 +13,7 @@ from flask import Response, request
 from ..archive import Archive, InstanceRow
 from ..dicom import reports, waveforms
 from ..dicom.metadata import text
-from ..dicom.rendered_files import animation, frame_image, presented_images, thumbnail_image
+from ..dicom.rendered_files import ImageFile, animation, frame_image, presented_images, thumbnail_image
 from ..dicom.rendering import IMAGE_TYPES
 from ..dicom.rendering_parameters import Rendering, parse_rendering
 from ..dicom.stored_image import CannotRender
@@ -213,7 +213,7 @@ def _pieces(
         draw = waveforms.waveform_svg if kind == "image/svg+xml" else waveforms.waveform_png
         yield draw(attributes, samples, annotate=rendering.annotation)
     elif not row.number_of_frames:  # a presentation state
-        images = presented_images(str(archive.path_of(row)), _referenced(archive, row, attributes), rendering, kind)
+        images = presented_images(archive.image_file(row), _referenced(archive, row, attributes), rendering, kind)
         yield from images[:1] if alone else images
     elif kind in _ANIMATED and alone and frame is None and row.number_of_frames > 1:
         yield archive.rendered(row, animation, rendering, kind)
@@ -232,11 +232,11 @@ def representative_frame(row: InstanceRow, attributes: dict[str, Any]) -> int:
     return max(1, (row.number_of_frames + 1) // 2)
 
 
-def _referenced(archive: Archive, row: InstanceRow, attributes: dict[str, Any]) -> dict[str, str]:
-    """SOP Instance UID → path, of the images in the same study that a presentation state refers to."""
+def _referenced(archive: Archive, row: InstanceRow, attributes: dict[str, Any]) -> dict[str, ImageFile]:
+    """SOP Instance UID → file, of the images in the same study that a presentation state refers to."""
     wanted = set(_uids(attributes))
     return {
-        other.sop_uid: str(archive.path_of(other))
+        other.sop_uid: archive.image_file(other)
         for other in archive.instances(row.study_uid)
         if other.sop_uid in wanted and other.sop_uid != row.sop_uid
     }

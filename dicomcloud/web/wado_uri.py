@@ -210,9 +210,9 @@ def _send_presented(
     etag = entity_tag(None, row.file_key, states[0].file_key, kind, asked)
     if answer := not_modified(etag):
         return answer
-    state_path = str(archive.path_of(states[0]))
+    state = archive.image_file(states[0])
     rendering: Rendering = asked.rendering
-    data = archive.rendered(row, frame_image, representative_frame(row, attributes), rendering, kind, state_path)
+    data = archive.rendered(row, frame_image, representative_frame(row, attributes), rendering, kind, state)
     response = single_part(
         OutgoingPart({"Content-Type": kind, "Content-Location": request.url}, len(data), [data]), etag
     )

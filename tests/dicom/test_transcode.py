@@ -9,6 +9,7 @@ import struct
 import tracemalloc
 import zlib
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -550,10 +551,10 @@ def test_a_frame_that_is_in_the_syntax_already_is_not_decoded():
 # Worker processes, memory
 
 
-def test_a_worker_process_transcodes_by_path_and_says_what_is_wrong(tmp_path):
+def test_a_worker_process_transcodes_a_file_and_says_what_is_wrong(tmp_path):
     data = image(EXPLICIT, scene(12), BitsStored=12)
     (tmp_path / "in.dcm").write_bytes(data)
-    source, target = str(tmp_path / "in.dcm"), str(tmp_path / "out.dcm")
+    source, target = partial(open, tmp_path / "in.dcm", "rb"), str(tmp_path / "out.dcm")
     frames = header.scan(data).frames.pack()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         pool.submit(transcode_file, source, target, HTJ2K).result()
@@ -582,9 +583,9 @@ def test_one_frame_after_the_other_is_in_memory(tmp_path):
         file.write(head + value)
         for _ in range(24):
             file.write(frame)
-    transcode_frame_of_file(str(tmp_path / "in.dcm"), 1, HTJ2K)  # codecs loaded
+    transcode_frame_of_file(partial(open, tmp_path / "in.dcm", "rb"), 1, HTJ2K)  # codecs loaded
     tracemalloc.start()
-    transcode_file(str(tmp_path / "in.dcm"), str(tmp_path / "out.dcm"), HTJ2K)
+    transcode_file(partial(open, tmp_path / "in.dcm", "rb"), str(tmp_path / "out.dcm"), HTJ2K)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 * 2**20 + 8 * len(frame)  # the spool, and what a codec needs for one frame

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_a_failure_of_a_codec_keeps_its_kind(pool: CodecPool, tmp_path: Path) ->
     source = tmp_path / "source"
     source.write_bytes(b"no DICOM at all")
     with pytest.raises((CannotDecode, CannotEncode)) as raised:
-        pool.submit(transcode_file, str(source), str(tmp_path / "target"), "1.2.840.10008.1.2.4.90").result()
+        pool.submit(transcode_file, partial(open, source, "rb"), str(tmp_path / "target"), "1.2.840.10008.1.2.4.90").result()
     assert str(raised.value)
     assert not (tmp_path / "target").exists()
 

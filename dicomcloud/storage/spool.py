@@ -1,0 +1,161 @@
+"""The spool folder: files on their way into a store, and notes of the commits that are under way.
+
+    <folder>/01k9x3f5m2….part    bytes that are coming in
+    <folder>/01k9x3f5m2….note    keys that were committed, until `confirm`; named after the first of them
+    <folder>/01k9x3f5m2….undo    keys of a commit that failed and could not be taken back yet
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import cache
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import BinaryIO
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+class Spool:
+    """A folder of this machine, shared by its processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def receive(self) -> SpooledFile:
+        return SpooledFile(self.folder / f"{_new_name()}.part")
+
+    def note(self, keys: Sequence[str]) -> None:
+        """Write down that these keys are about to be stored."""
+        self._path(keys, "note").write_text("\n".join(keys), encoding="ascii")
+
+    def strike(self, keys: Sequence[str]) -> None:
+        """Remove the note that begins with the first of these keys."""
+        if keys:
+            self._path(keys, "note").unlink(missing_ok=True)
+
+    def undo_later(self, keys: Sequence[str]) -> None:
+        """Turn the note of these keys into one that says they are to be removed."""
+        os.replace(self._path(keys, "note"), self._path(keys, "undo"))
+
+    def undone(self, keys: Sequence[str]) -> None:
+        self._path(keys, "undo").unlink(missing_ok=True)
+
+    def noted(self) -> list[str]:
+        """The keys of all notes, oldest first."""
+        return [key for keys in self._read("note") for key in keys]
+
+    def to_undo(self) -> list[list[str]]:
+        """The keys to be removed, as they were committed together."""
+        return self._read("undo")
+
+    def remove_abandoned(self, older_than: float) -> int:
+        """Remove files that nobody has written to for `older_than` seconds; return how many."""
+        removed = 0
+        oldest = time.time() - older_than
+        for path in self.folder.glob("*.part"):
+            with suppress(OSError):  # finished or removed by another process, or still open (Windows)
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+                    removed += 1
+        return removed
+
+    def disk_space(self) -> tuple[int, int]:
+        """Free bytes and all bytes of its volume. Raises OSError."""
+        usage = shutil.disk_usage(self.folder)
+        return usage.free, usage.total
+
+    def _path(self, keys: Sequence[str], suffix: str) -> Path:
+        return self.folder / f"{keys[0].rpartition('/')[2]}.{suffix}"
+
+    def _read(self, suffix: str) -> list[list[str]]:
+        found: list[list[str]] = []
+        for path in sorted(self.folder.glob(f"*.{suffix}")):
+            with suppress(FileNotFoundError):  # another process has just removed it
+                found.append(path.read_text(encoding="ascii").split())
+        return found
+
+
+class SpooledFile:
+    """The Incoming contract over a file in the spool folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._file: BinaryIO | None = open(path, "xb", buffering=0)  # noqa: SIM115 (`close` closes it)
+        self._syncing: Future[None] | None = None
+
+    def write(self, data: bytes | memoryview) -> None:
+        assert self._file is not None
+        view = memoryview(data)
+        while view:  # an unbuffered write may take only a part
+            written = self._file.write(view)
+            self.size += written
+            view = view[written:]
+
+    @contextmanager
+    def buffer(self) -> Iterator[bytes | mmap]:
+        self.close()
+        if self.size == 0:  # an empty file cannot be mapped
+            yield b""
+            return
+        with open(self.path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
+            yield mapped
+
+    def sync_soon(self) -> None:
+        self.close()
+        if self._syncing is None:
+            self._syncing = _sync_pool().submit(sync_file, self.path)
+
+    def synced(self) -> None:
+        """Return when the bytes are on disk. Raises OSError."""
+        self.close()
+        if self._syncing is None:
+            sync_file(self.path)
+        else:
+            self._syncing.result()
+
+    def discard(self) -> None:
+        self.close()
+        if self._syncing is not None:
+            self._syncing.cancel()
+            with suppress(Exception):
+                self._syncing.result()
+        with suppress(OSError):
+            self.path.unlink()
+
+    def close(self) -> None:
+        """All bytes are written."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def new_key() -> str:
+    """A key that no other process makes, greater than all that were made in earlier milliseconds."""
+    name = _new_name()
+    return f"{name[:4]}/{name[4:7]}/{name}.dcm"
+
+
+def _new_name() -> str:
+    value = (time.time_ns() // 1_000_000 << 80) | secrets.randbits(80)
+    return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(125, -1, -5))
+
+
+@cache
+def _sync_pool() -> ThreadPoolExecutor:
+    # Several syncs at once share one journal commit of the file system.
+    return ThreadPoolExecutor(max_workers=4, thread_name_prefix="sync")
+
+
+def sync_file(path: Path) -> None:
+    """Return when the file's bytes are on disk. Raises OSError."""
+    with open(path, "rb+", buffering=0) as file:
+        os.fsync(file.fileno())
