@@ -43,7 +43,7 @@ $(VENV)/run.stamp: requirements.txt
 	@$(BIN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@rm -f $(VENV)/unfinished && touch $@
 
-$(VENV)/dev.stamp: requirements-dev.txt $(VENV)/run.stamp
+$(VENV)/dev.stamp: requirements-dev.txt requirements-objectstore.txt $(VENV)/run.stamp
 	@echo "Installing what tests and checks need into $(VENV) (once) ..."
 	@touch $(VENV)/unfinished
 	@$(BIN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt

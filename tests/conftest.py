@@ -16,6 +16,9 @@ from app import create_app, open_archive
 from dicomcloud import cli
 from dicomcloud.archive import Archive
 from dicomcloud.settings import Settings, load
+from tests.emulators import azurite, s3_server
+
+__all__ = ["azurite", "s3_server"]
 
 AppMaker = Callable[..., Flask]
 

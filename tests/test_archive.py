@@ -252,7 +252,7 @@ def test_a_full_disk_fails_the_instance_and_changes_nothing(
     def no_space(self: object, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("dicomcloud.storage.filesystem.SpooledFile.write", no_space)
+    monkeypatch.setattr("dicomcloud.storage.spool.SpooledFile.write", no_space)
     (item,) = store(archive, make_file())
     assert item.failure is FailureReason.OUT_OF_RESOURCES
     assert [path for path in files.rglob("*") if path.is_file()] == []

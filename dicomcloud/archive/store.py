@@ -23,7 +23,7 @@ from ..dicom.attributes import keyword_of
 from ..dicom.deidentification import CannotDeidentify, Deidentifier
 from ..dicom.matching import Match, matches
 from ..errors import FailureReason, InvalidInstance, Unavailable, WarningReason
-from ..index.repository import Index, NewInstance, Outcome
+from ..index.repository import Index, InstanceRow, NewInstance, Outcome
 from ..quarantine import Quarantine
 from ..storage import Incoming, Storage
 

@@ -39,9 +39,7 @@ def frame_image(
         if state is None:
             return encode(render_frame(source, number, rendering, header=file.header), media_type, rendering)
         with state.open() as presentation_state:
-            picture = render_frame(
-                source, number, rendering, presentation_state=presentation_state, header=file.header
-            )
+            picture = render_frame(source, number, rendering, presentation_state=presentation_state, header=file.header)
             return encode(picture, media_type, rendering)
 
 
@@ -65,8 +63,9 @@ def presented_images(
     """What a presentation state shows, an image file for each frame; `referenced`: SOP Instance UID → file."""
     with state.open() as presentation_state:
 
-        def opened(uid: str) -> tuple[BinaryIO, Header | None] | None:
-            return (referenced[uid].open(), referenced[uid].header) if uid in referenced else None
+        def opened(uid: str) -> BinaryIO | None:
+            return referenced[uid].open() if uid in referenced else None
 
-        found = render_presentation_state(presentation_state, opened, rendering)
+        headers = {uid: file.header for uid, file in referenced.items() if file.header}
+        found = render_presentation_state(presentation_state, opened, rendering, headers=headers)
         return [encode(picture.image, media_type, rendering) for picture in found]

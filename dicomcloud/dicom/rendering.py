@@ -13,7 +13,7 @@ these may hold text); pixels that are no squares are made ones; a viewport enlar
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from PIL import Image
@@ -169,28 +169,28 @@ def _presented(
 
 def render_presentation_state(
     state: BinaryIO,
-    referenced: Callable[[str], tuple[BinaryIO, Header | None] | None],
+    referenced: Callable[[str], BinaryIO | None],
     rendering: Rendering | None = None,
     *,
+    headers: Mapping[str, Header] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Rendered]:
     """The frames that a presentation state refers to, in its order, as it wants them to be seen (PS3.18 8.3.5.1).
 
-    `referenced` opens the instance with a SOP Instance UID, and gives its header if that is at hand, or returns None
-    where there is none; the files that it opens are closed here. Raises BadRequest for a window or a viewport that selects a part, CannotRender if this is no
-    presentation state, or none of its images is there.
+    `referenced` opens the instance with a SOP Instance UID, or returns None where there is none; the files that it
+    opens are closed here. `headers`: theirs, as far as they are at hand. Raises BadRequest for a window or a viewport
+    that selects a part, CannotRender if this is no presentation state, or none of its images is there.
     """
     rendering = rendering or Rendering()
     presented = PresentationState(state)
     found = False
     for uid, numbers in presented.references():
-        opened = referenced(uid)
-        if opened is None:
+        source = referenced(uid)
+        if source is None:
             continue
-        source, header = opened
         with source:
             found = True
-            image = StoredImage(source, header=header, max_pixels=max_pixels)
+            image = StoredImage(source, header=(headers or {}).get(uid), max_pixels=max_pixels)
             for number in numbers or range(1, image.image.frames + 1):
                 yield Rendered(uid, number, _presented(image, number, presented, rendering, max_pixels))
     if not found:

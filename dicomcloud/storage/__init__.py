@@ -114,7 +114,6 @@ class Storage(Protocol):
         """Raises OSError, errors.Unavailable when the files cannot be reached, or the file `key` is not among them."""
 
 
-
 def open_storage(url: str, local: LocalSpace) -> Storage:
     """The adapter that `url` names: `file:///var/lib/dicomcloud/storage`, `s3://bucket/prefix`, `azure://container`.
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import SplitResult, quote
 
 from azure.core.exceptions import AzureError, HttpResponseError, ResourceNotFoundError
 from azure.storage.blob import (
@@ -29,7 +29,7 @@ from azure.storage.blob import (
 
 from ..errors import Unavailable
 from . import FileMissing
-from .object_store import BLOCK, CONNECT_TIMEOUT, CONTENT_TYPE, RETRIES, TIMEOUT, StorageUrl
+from .object_store import BLOCK, CONNECT_TIMEOUT, CONTENT_TYPE, TIMEOUT, StorageUrl
 
 log = logging.getLogger(__name__)
 logging.getLogger("azure").setLevel(logging.WARNING)  # at INFO it logs every request with its headers
@@ -52,7 +52,7 @@ def open_container(parts: SplitResult) -> tuple[AzureContainer, str]:
     account = options.get("account", "")
     connection = options.get("connection_string") or ("" if account else os.environ.get(_CONNECTION_STRING, ""))
     limits: dict[str, Any] = {
-        "retry_policy": ExponentialRetry(initial_backoff=0, increment_base=1.5, retry_total=RETRIES, random_jitter_range=1),  # type: ignore[no-untyped-call]
+        "retry_policy": ExponentialRetry(initial_backoff=0, increment_base=2, random_jitter_range=1, retry_total=3),
         "connection_timeout": CONNECT_TIMEOUT,
         "read_timeout": TIMEOUT,
         "max_single_put_size": BLOCK,
@@ -96,7 +96,7 @@ class AzureContainer:
                 overwrite=True,  # names are unique: what is there is an earlier attempt of this upload
                 validate_content=True,  # an MD5 for each block
                 max_concurrency=4,
-                content_settings=ContentSettings(content_type=CONTENT_TYPE),  # type: ignore[no-untyped-call]
+                content_settings=ContentSettings(content_type=CONTENT_TYPE),
             )
 
     def get(self, name: str, offset: int, length: int) -> tuple[bytes, int]:
@@ -142,7 +142,7 @@ class AzureContainer:
                 account,
                 self._container.container_name,
                 name,
-                permission=BlobSasPermissions(read=True),  # type: ignore[no-untyped-call]
+                permission=BlobSasPermissions(read=True),
                 expiry=now + timedelta(seconds=seconds),
                 **secret,
             )
@@ -171,7 +171,7 @@ def _failures(name: str) -> Iterator[None]:
     try:
         yield
     except ResourceNotFoundError as error:
-        if error.error_code not in (None, "BlobNotFound"):  # the container
+        if getattr(error, "error_code", None) not in (None, "BlobNotFound"):  # the container
             raise _unavailable(error) from None
         raise FileMissing(name) from None
     except HttpResponseError as error:

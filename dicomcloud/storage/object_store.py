@@ -26,7 +26,6 @@ from threading import BoundedSemaphore
 from typing import BinaryIO, Final, Protocol, cast
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from ..errors import Unavailable
 from . import FileMissing, Incoming, LocalSpace, StoredFile
 from .cache import DiskCache
 from .spool import Spool, SpooledFile, new_key, sync_file
@@ -93,16 +92,20 @@ class StorageUrl:
 def open_object_storage(url: str, local: LocalSpace) -> ObjectStorage:
     """The storage of an `s3://` or `azure://` URL; nothing is sent. Raises ValueError."""
     parts = urlsplit(url)
+    bucket: Bucket
     try:
         if parts.scheme == "s3":
             from .s3 import open_bucket
+
+            bucket, prefix = open_bucket(parts)
         else:
-            from .azure_blob import open_container as open_bucket
+            from .azure_blob import open_container
+
+            bucket, prefix = open_container(parts)
     except ImportError as error:
         raise ValueError(
             f"{error.name} is not installed: python -m pip install -r requirements-objectstore.txt"
         ) from None
-    bucket, prefix = open_bucket(parts)
     return ObjectStorage(bucket, prefix, local, partial(open_object_storage, url, local))
 
 

@@ -63,7 +63,11 @@ def _store(url: StorageUrl, endpoint: str) -> S3Store:
             retry_config={
                 "max_retries": RETRIES,
                 "retry_timeout": timedelta(seconds=TIMEOUT),
-                "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
+                "backoff": {
+                    "init_backoff": timedelta(milliseconds=100),
+                    "max_backoff": timedelta(seconds=2),
+                    "base": 2,
+                },
             },
         )
     except exceptions.BaseError as error:

@@ -1,8 +1,8 @@
 """The spool folder: files on their way into a store, and notes of the commits that are under way.
 
-    <folder>/01k9x3f5m2….part    bytes that are coming in
-    <folder>/01k9x3f5m2….note    keys that were committed, until `confirm`; named after the first of them
-    <folder>/01k9x3f5m2….undo    keys of a commit that failed and could not be taken back yet
+<folder>/01k9x3f5m2….part    bytes that are coming in
+<folder>/01k9x3f5m2….note    keys that were committed, until `confirm`; named after the first of them
+<folder>/01k9x3f5m2….undo    keys of a commit that failed and could not be taken back yet
 """
 
 from __future__ import annotations

@@ -48,7 +48,9 @@ def test_a_failure_of_a_codec_keeps_its_kind(pool: CodecPool, tmp_path: Path) ->
     source = tmp_path / "source"
     source.write_bytes(b"no DICOM at all")
     with pytest.raises((CannotDecode, CannotEncode)) as raised:
-        pool.submit(transcode_file, partial(open, source, "rb"), str(tmp_path / "target"), "1.2.840.10008.1.2.4.90").result()
+        pool.submit(
+            transcode_file, partial(open, source, "rb"), str(tmp_path / "target"), "1.2.840.10008.1.2.4.90"
+        ).result()
     assert str(raised.value)
     assert not (tmp_path / "target").exists()
 

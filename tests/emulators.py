@@ -1,0 +1,145 @@
+"""Object stores on this machine: moto's S3 server, and Azurite, which npm installs once under build/."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+import pytest
+
+PACKAGES = Path(__file__).resolve().parent / "storage" / "npm"
+BUILD = PACKAGES.parents[2] / "build"  # git-ignored
+AZURITE = Path("node_modules/azurite/dist/src/blob/main.js")
+NODE, NPM = shutil.which("node"), shutil.which("npm")
+NO_REGISTRY = re.compile(r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ENETUNREACH|EHOSTUNREACH|TIMEDOUT|ENOTCACHED")
+ACCOUNT = "devstoreaccount1"  # Azurite's own, with the key that its documentation gives
+ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+class Emulator:
+    """A server on a port of its own; can be killed and started again at the same port."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def start(self) -> None:
+        quiet = subprocess.DEVNULL
+        self._process = subprocess.Popen(self.command(), stdin=quiet, stdout=quiet, stderr=quiet)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urlopen(self.endpoint, timeout=5).close()
+                return
+            except HTTPError:  # it speaks
+                return
+            except (URLError, OSError):
+                assert self._process.poll() is None, "the emulator did not start"
+                assert time.monotonic() < deadline, "the emulator does not answer"
+                time.sleep(0.1)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+
+class S3Server(Emulator):
+    """What it stores is in its memory, and gone when it is killed."""
+
+    def command(self) -> Sequence[str]:
+        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+
+    def new_storage(self, options: str = "") -> str:
+        """The storage URL of a bucket that is made for it."""
+        bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+        urlopen(Request(f"{self.endpoint}/{bucket}", method="PUT"), timeout=30).close()
+        return f"s3://key:secret@{bucket}/some/prefix?endpoint={self.endpoint}{options}"
+
+
+class Azurite(Emulator):
+    """What it stores is in its folder, and there again after it was killed."""
+
+    def __init__(self, installed: Path, folder: Path) -> None:
+        super().__init__()
+        self._script = str(installed / AZURITE)
+        self._folder = str(folder)
+        self.connection_string = (
+            f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={ACCOUNT_KEY};"
+            f"BlobEndpoint={self.endpoint}/{ACCOUNT};"
+        )
+
+    def command(self) -> Sequence[str]:
+        assert NODE is not None
+        address = ["--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--location", self._folder]
+        return [NODE, self._script, *address, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+
+    def new_storage(self, options: str = "") -> str:
+        """The storage URL of a container that is made for it."""
+        from azure.storage.blob import BlobServiceClient
+
+        container = f"container-{uuid.uuid4().hex[:12]}"
+        BlobServiceClient.from_connection_string(self.connection_string).create_container(container).close()
+        return f"azure://{container}/some/prefix?connection_string={quote(self.connection_string, safe='')}{options}"
+
+
+def install_azurite() -> Path:
+    """A folder under build/ with the pinned packages, made once for each version of the lock file."""
+    if not NODE or not NPM:
+        pytest.skip("needs node and npm, for Azurite")
+    folder = BUILD / f"npm-{sha256((PACKAGES / 'package-lock.json').read_bytes()).hexdigest()[:12]}"
+    if folder.exists():
+        return folder
+    unfinished = BUILD / f"{folder.name}.{os.getpid()}"
+    unfinished.mkdir(parents=True)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(PACKAGES / name, unfinished)
+    options = ["--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund", "--fetch-retries=1"]
+    try:
+        done = subprocess.run(
+            [NPM, "ci", *options], cwd=unfinished, capture_output=True, text=True, timeout=300, check=False
+        )
+        if done.returncode and (reason := NO_REGISTRY.search(done.stderr)):
+            pytest.skip(f"npm cannot reach its registry: {reason[0]}")
+        assert done.returncode == 0, done.stderr
+        try:
+            unfinished.rename(folder)
+        except OSError:  # another process of the tests was faster
+            assert folder.exists()
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    server = S3Server()
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    server = Azurite(install_azurite(), tmp_path_factory.mktemp("azurite"))
+    server.start()
+    yield server
+    server.kill()
