@@ -18,33 +18,36 @@ from dicomcloud.web.service import Service
 
 
 def open_archive(configuration: Settings) -> Archive:
-    """The archive of these settings. The database may still need `migrate`."""
+    """The archive of these settings. The database may still need `migrate`. Raises SettingsError for a wrong URL."""
 
     @cache
     def deidentifier(*options: str) -> Deidentifier:  # made, with its key, when it is first needed
         return open_deidentifier(configuration, options or None)
 
     quarantine = Quarantine(configuration.quarantine_path, configuration.quarantine_bytes)
-    return archive.open_archive(
-        configuration.resolved_database_url,
-        configuration.resolved_storage_url,
-        archive.LocalSpace(
-            spool=configuration.spool_path,
-            cache=configuration.storage_cache_path,
-            cache_bytes=configuration.storage_cache_bytes,
+    try:
+        return archive.open_archive(
+            configuration.resolved_database_url,
+            configuration.resolved_storage_url,
+            archive.LocalSpace(
+                spool=configuration.spool_path,
+                cache=configuration.storage_cache_path,
+                cache_bytes=configuration.storage_cache_bytes,
+                min_free_bytes=configuration.min_free_bytes,
+            ),
+            cache_folder=configuration.cache_path,
+            cache_bytes=configuration.cache_bytes,
+            codec_workers=configuration.resolved_codec_workers,
+            duplicates=configuration.duplicates,
+            max_inflated_bytes=configuration.max_inflated_bytes,
             min_free_bytes=configuration.min_free_bytes,
-        ),
-        cache_folder=configuration.cache_path,
-        cache_bytes=configuration.cache_bytes,
-        codec_workers=configuration.resolved_codec_workers,
-        duplicates=configuration.duplicates,
-        max_inflated_bytes=configuration.max_inflated_bytes,
-        min_free_bytes=configuration.min_free_bytes,
-        quarantine=quarantine if configuration.quarantine else None,
-        deidentify_on_store=deidentifier if configuration.anonymizer_enabled else None,
-        # PS3.18 9.5.1.1.5: the Basic Profile with the Clean Pixel Data Option
-        deidentify_on_retrieve=partial(deidentifier, "BasicProfile", "CleanPixelData"),
-    )
+            quarantine=quarantine if configuration.quarantine else None,
+            deidentify_on_store=deidentifier if configuration.anonymizer_enabled else None,
+            # PS3.18 9.5.1.1.5: the Basic Profile with the Clean Pixel Data Option
+            deidentify_on_retrieve=partial(deidentifier, "BasicProfile", "CleanPixelData"),
+        )
+    except ValueError as error:
+        raise settings.SettingsError(str(error)) from None
 
 
 def create_app(configuration: Settings | None = None) -> Flask:

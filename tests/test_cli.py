@@ -197,6 +197,17 @@ def test_a_wrong_setting_stops_every_command_with_one_line(run: Run, command: st
     assert finished.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("url", ["ftp://files.example/dicom", "s3://key:a-secret@bucket?colour=red"])
+def test_a_storage_that_is_not_known_stops_the_start_without_telling_secrets(run: Run, url: str) -> None:
+    finished = run("serve", storage_url=url)
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("Setting storage_url: it ")
+    assert "secret" not in finished.stderr
+    shown = run("settings", storage_url=f"{url}&sas=sig%3Dabc").stdout
+    assert "a-secret" not in shown
+    assert "abc" not in shown
+
+
 def test_a_data_directory_that_cannot_be_made_is_named(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     finished = run("migrate", data_dir=tmp_path / "file" / "data")

@@ -532,9 +532,13 @@ def open_archive(
     Dear results are kept in `cache_folder`, at most `cache_bytes`; `codec_workers` processes do the pixel work.
     """
     cache = DiskCache(cache_folder, cache_bytes, min_free_bytes=min_free_bytes) if cache_folder else None
+    try:
+        storage = open_storage(storage_url, local)
+    except ValueError as error:
+        raise ValueError(f"Setting storage_url: {error}") from None
     return Archive(
         open_database(database_url),
-        open_storage(storage_url, local),
+        storage,
         cache=cache,
         codec_workers=codec_workers,
         duplicates=duplicates,
