@@ -60,6 +60,7 @@ def create_app(configuration: Settings | None = None) -> Flask:
     opened = open_archive(configuration)
     opened.migrate()
     opened.upkeep.recover()
+    authentication = open_authentication(configuration, opened.accounts)
     app = Flask("dicomcloud", static_folder=None, template_folder=None)
     web.register(
         app,
@@ -77,7 +78,8 @@ def create_app(configuration: Settings | None = None) -> Flask:
             cors_origins=configuration.cors_origins,
             strict_accept=configuration.strict_accept,
             accel_redirect=configuration.accel_redirect,
-            authentication=open_authentication(configuration, opened.accounts),
+            authentication=authentication,
+            only_this_computer=authentication is None and configuration.authentication == "auto",
             forbidden_status=configuration.forbidden_status,
             share_max_hours=configuration.share_max_hours,
         ),

@@ -9,10 +9,12 @@ does itself (`narrows=True`).
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, TypeVar, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from flask import Flask, Response, g, redirect, request
 
@@ -98,6 +100,7 @@ def guard(app: Flask, declared: Mapping[str, Need]) -> None:
         need = known.get(endpoint)
         if need is None:
             need = known[endpoint] = need_of(app, endpoint, declared)
+        _check_site()
         if need.public:
             return None
         try:
@@ -155,6 +158,35 @@ def _is_navigation() -> bool:
         and request.headers.get("Sec-Fetch-Mode") == "navigate"
         and "Authorization" not in request.headers
     )
+
+
+def _check_site() -> None:
+    """What a browser remembers, be it a password or only that the server is on this computer, is not for other sites.
+
+    A page of another site cannot read answers, but it could send what changes something. And while nobody is asked, a
+    page could make its own host name mean this computer (DNS rebinding): then only an address, or localhost, will do.
+    """
+    service = current_service()
+    if request.method not in _SAFE and request.headers.get("Sec-Fetch-Site", "none") in ("cross-site", "same-site"):
+        origin = request.headers.get("Origin", "")
+        if origin not in service.cors_origins and "*" not in service.cors_origins:
+            raise Forbidden("This was sent by a page of another site, which cors_origins does not list")
+    if service.only_this_computer and not _is_ours(request.host, service.public_url):
+        raise Forbidden("Nobody is asked for a password here, so that only 127.0.0.1 and localhost are answered")
+
+
+@lru_cache(maxsize=256)
+def _is_ours(host: str, public_url: str) -> bool:
+    """Whether no other site can have this name: an address, a name without a dot, or our own in `public_url`."""
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "." not in name or name == urlsplit(public_url).hostname
+    return True
 
 
 def _check_origin(caller: Caller) -> None:

@@ -32,6 +32,7 @@ class Service:
     strict_accept: bool = False
     accel_redirect: str = ""
     authentication: Authentication | None = None  # None: nobody is asked
+    only_this_computer: bool = False  # nobody is asked, and nobody else is meant to reach the server
     forbidden_status: int = 403
     share_max_hours: int = 720
     study_page: str = "/study/{study}"
