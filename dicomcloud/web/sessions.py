@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from html import escape
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -27,6 +26,7 @@ from .auth import (
 )
 from .openapi import faults
 from .service import client_address, current_service, server_url
+from .site import page
 
 blueprint = Blueprint("Access", __name__, description="Who is logged in, and links to share a study")
 
@@ -251,10 +251,8 @@ def _json(body: object, status: int = 200) -> Response:
 
 def _login_page(target: str, fault: str = "", status: int = 200) -> Response:
     cookie = request.cookies.get(_LOGIN_COOKIE) or new_cookie()
-    hidden = f'<input type="hidden" name="{CSRF_FIELD}" value="{csrf_token(cookie)}">'
-    hidden += f'<input type="hidden" name="next" value="{escape(target)}">'
-    told = f'<p role="alert">{escape(fault)}</p>' if fault else ""
-    response = Response(_PAGE.format(hidden=hidden, fault=told), status, mimetype="text/html")
+    response = page("login.html", field=CSRF_FIELD, csrf=csrf_token(cookie), target=target, fault=fault)
+    response.status_code = status
     response.set_cookie(
         _LOGIN_COOKIE, cookie, httponly=True, samesite="Strict", secure=server_url().startswith("https:")
     )
@@ -262,31 +260,3 @@ def _login_page(target: str, fault: str = "", status: int = 200) -> Response:
     if status == 401:
         response.headers["WWW-Authenticate"] = 'Bearer realm="DICOMcloud"'  # no window of the browser over the page
     return response
-
-
-# All addresses are relative, so that the page works under any prefix of a reverse proxy.
-_PAGE: Final = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>DICOMcloud: log in</title>
-<style>
-body {{ font-family: system-ui, sans-serif; max-width: 20rem; margin: 15vh auto; padding: 0 1rem }}
-label {{ display: block; margin: 0.8rem 0 }}
-input, button {{ box-sizing: border-box; width: 100%; padding: 0.5rem; font: inherit }}
-[role=alert] {{ color: #b00020 }}
-</style>
-</head>
-<body>
-<h1>Log in</h1>
-{fault}
-<form method="post" action="login">
-{hidden}
-<label>Name <input name="username" autocomplete="username" autocapitalize="none" required autofocus></label>
-<label>Password <input name="password" type="password" autocomplete="current-password" required></label>
-<button>Log in</button>
-</form>
-</body>
-</html>
-"""

@@ -61,14 +61,12 @@ def study_page(study: str) -> Response:
     return _page("study.html", title="Study", study=study)
 
 
-def _page(template: str, **values: str) -> Response:
+def _page(template: str, **values: object) -> Response:
+    """A page for the caller: what they may not do is not on it."""
     service, caller = current_service(), current_caller()
-    base = urlsplit(server_url()).path.rstrip("/")
-    body = render_template(
+    return page(
         template,
-        base=base,
-        root=base + service.root,
-        wado=base + "/wado",
+        root=service.root,
         version=__version__,
         account=caller.name if service.authentication else "",
         logged_in=caller.method == "session",
@@ -79,7 +77,13 @@ def _page(template: str, **values: str) -> Response:
         most_hours=service.share_max_hours,
         **values,
     )
-    response = Response(body, mimetype="text/html")
+
+
+def page(template: str, **values: object) -> Response:
+    """A page of `templates/`. `base` in it is the path of this server as the client sees it, '' for the root."""
+    response = Response(
+        render_template(template, base=urlsplit(server_url()).path.rstrip("/"), **values), mimetype="text/html"
+    )
     response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
     response.headers["Referrer-Policy"] = "same-origin"
     response.headers["Cache-Control"] = "private, no-cache"

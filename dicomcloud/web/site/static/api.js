@@ -1,6 +1,6 @@
 // The DICOMweb services of this server, and the DICOM JSON Model. No page is touched here.
 
-const { base, root, wado } = document.documentElement.dataset;
+const { base, root, wado, login } = document.documentElement.dataset;
 export { base, root, wado };
 
 /** What went wrong, in words that can be shown. */
@@ -31,7 +31,10 @@ export async function request(url, options = {}) {
 }
 
 async function fault(response) {
-  if (response.status === 401) return new Fault(401, "You are not logged in, or your session has ended.");
+  if (response.status === 401) {
+    if (login) location.assign(`${login}?next=${encodeURIComponent(location.pathname.slice(base.length) + location.search)}`);
+    return new Fault(401, "Your session has ended. Please log in again.");
+  }
   let message = "";
   try {
     message = (await response.json()).message ?? "";

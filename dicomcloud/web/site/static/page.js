@@ -13,7 +13,7 @@ export function element(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
     else made.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.filter((child) => child !== "" && child != null));
+  made.append(...children.filter((child) => child !== "" && child !== false && child != null));
   return made;
 }
 

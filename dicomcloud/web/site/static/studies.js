@@ -123,7 +123,7 @@ function show(rows) {
 function nothing(title, text, invite = false) {
   $("#empty h2").textContent = title;
   $("#empty p").textContent = text;
-  $("#empty button").hidden = !invite;
+  $("#empty button")?.toggleAttribute("hidden", !invite);
   $("#empty").hidden = false;
   $("#rows").replaceChildren();
   $(".results table").hidden = true;
@@ -155,7 +155,7 @@ function row(study) {
       "td",
       { class: "col-actions" },
       viewer && element("a", { class: "button plain row-action", href: `${viewer}${uid}`, "aria-label": `Open ${shown} in the viewer`, title: "Open in viewer" }, icon("viewer")),
-      element("button", { type: "button", class: "plain row-action", "aria-label": `Delete the study of ${shown}`, title: "Delete", onclick: () => remove(uid, shown, images) }, icon("trash")),
+      "mayDelete" in $("#results").dataset && element("button", { type: "button", class: "plain row-action", "aria-label": `Delete the study of ${shown}`, title: "Delete", onclick: () => remove(uid, shown, images) }, icon("trash")),
     ),
   );
 }
@@ -244,16 +244,18 @@ $("#more").addEventListener("click", () => {
   const open = form.classList.toggle("open");
   $("#more").setAttribute("aria-expanded", String(open));
 });
-menuButton($("#upload"), $("#upload-menu"));
-$("#empty button").addEventListener("click", () => $("#file-input").click());
-openUpload(changed);
+if ($("#upload")) {
+  menuButton($("#upload"), $("#upload-menu"));
+  $("#empty button").addEventListener("click", () => $("#file-input").click());
+  openUpload(changed);
+}
 const step = (by) => {
   const links = $$("#rows .name"), at = links.indexOf(document.activeElement);
   links.at(at < 0 && by < 0 ? -1 : Math.min(Math.max(at + by, 0), links.length - 1))?.focus();
 };
 shortcuts({
   "/": () => $("#PatientName").focus(),
-  u: () => $("#upload").click(),
+  u: () => $("#upload")?.click(),
   j: () => step(1),
   k: () => step(-1),
   n: () => turn(1),

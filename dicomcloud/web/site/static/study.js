@@ -196,13 +196,18 @@ $("#download").addEventListener("click", () => {
   $("#download-menu").replaceChildren(...downloads({ study, series: current, instance: one, all: series, attributes, picture }));
 }, { capture: true });
 
-menuButton($("#delete"), $("#delete-menu"));
-$("#delete").addEventListener("click", () => {
-  const items = [menuItem("trash", "This study …", () => remove(studyUrl(study), "study", `The whole study of ${patient.name} with ${count(series.reduce((sum, each) => sum + each.images, 0), "image")}`))];
+if ($("#delete")) {
+  menuButton($("#delete"), $("#delete-menu"));
+  $("#delete").addEventListener("click", () => $("#delete-menu").replaceChildren(...deletions()), { capture: true });
+}
+
+function deletions() {
+  const images = series.reduce((sum, each) => sum + each.images, 0);
+  const items = [menuItem("trash", "This study …", () => remove(studyUrl(study), "study", `The whole study of ${patient.name} with ${count(images, "image")}`))];
   if (current && series.length > 1) items.push(menuItem("trash", "This series …", () => remove(seriesUrl(study, current.uid), "series", `The series ${current.description || current.number || ""} with ${count(current.images, "image")}`)));
   if (current?.instances?.length > 1) items.push(menuItem("trash", "This image …", () => remove(instanceUrl(study, current.uid, current.instances[at].uid), "image", `Image ${at + 1} of the series ${current.description || ""}`)));
-  $("#delete-menu").replaceChildren(...items);
-}, { capture: true });
+  return items;
+}
 
 async function remove(url, what, whole) {
   if (!(await confirmed(`Delete this ${what}?`, `${whole} is removed from the archive. There is no way back but a backup.`, `Delete ${what}`))) return;
@@ -220,9 +225,22 @@ async function remove(url, what, whole) {
 }
 
 $("#share").addEventListener("click", () => {
-  $("#share-link").value = new URL(`${base}/study/${study}`, location.href).href;
+  const address = new URL(`${base}/study/${study}`, location.href).href;
+  $("#share-link").value = address;
+  const choices = $("#share-dialog .choices");
+  if (choices) $("[value='']", choices).checked = true;
   $("#share-dialog").showModal();
-  $("#share-link").select();
+});
+$("#share-dialog .choices")?.addEventListener("change", async () => {
+  const forAnybody = $("#share-dialog [value=anybody]").checked;
+  $("#share-link").value = "";
+  try {
+    const asked = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ study, hours: Number($("#share-hours").value) }) };
+    $("#share-link").value = forAnybody ? (await (await request(`${base}/shares`, asked)).json()).url : new URL(`${base}/study/${study}`, location.href).href;
+  } catch (error) {
+    $("#share-dialog").close();
+    alert(error.message);
+  }
 });
 $("#share-copy").addEventListener("click", async () => {
   $("#share-link").select();

@@ -98,7 +98,7 @@ async function begin(files) {
   $("#upload-cancel").removeEventListener("click", stop);
   changed();
 }
-$("#upload-close").addEventListener("click", () => $("#upload-dialog").close());
+$("#upload-close")?.addEventListener("click", () => $("#upload-dialog").close());
 
 class Run {
   constructor(files) {
