@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from .settings import Settings, split_address
+from .settings import Settings, split_address, unix_socket
 
 WsgiApp = Callable[..., Any]
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # environment variable: the folder by which processes share their metrics
@@ -32,6 +32,8 @@ class CannotListen(Exception):
 
 def listen(address: str) -> socket.socket:
     """A listening socket on `HOST:PORT`; port 0 is any free one. Raises CannotListen."""
+    if path := unix_socket(address):
+        return _listen_on_unix(path)
     host, port = split_address(address)
     try:
         family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -40,8 +42,28 @@ def listen(address: str) -> socket.socket:
         raise CannotListen(_why_not(address, error)) from None
 
 
+def _listen_on_unix(path: str) -> socket.socket:
+    """A socket in the file system; who may write to it (owner and group) reaches the server."""
+    listener = socket.socket(getattr(socket, "AF_UNIX", -1), socket.SOCK_STREAM)
+    try:
+        if os.path.exists(path):
+            with socket.socket(listener.family, socket.SOCK_STREAM) as other, suppress(ConnectionRefusedError):
+                other.connect(path)
+                raise OSError(errno.EADDRINUSE, "in use")
+            os.unlink(path)  # of a server that was killed
+        listener.bind(path)
+        os.chmod(path, 0o660)
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise CannotListen(_why_not(f"unix:{path}", error)) from None
+    return listener
+
+
 def url_of(listener: socket.socket) -> str:
     """The URL under which this machine reaches the listening socket."""
+    if listener.family == getattr(socket, "AF_UNIX", -1):
+        return f"http+unix://{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{host}:{port}"

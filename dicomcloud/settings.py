@@ -151,12 +151,21 @@ def split_address(address: str) -> tuple[str, int]:
     return host[1:-1] if bracketed else host, int(port)
 
 
+def unix_socket(address: str) -> str | None:
+    """The path of `unix:PATH`, None for any other address."""
+    scheme, _, path = address.partition(":")
+    return path if scheme == "unix" and path.startswith("/") else None
+
+
 def _parse_address(value: Any) -> str:
-    split_address(_text(value))
+    if unix_socket(_text(value)) is None:
+        split_address(_text(value))
     return _text(value)
 
 
 def _parse_network(value: str) -> str:
+    if value.lower() == "unix":
+        return "unix"
     return str(ipaddress.ip_network(value, strict=False)) if "/" in value else str(ipaddress.ip_address(value))
 
 
@@ -264,7 +273,11 @@ def _parse_role_name(value: str) -> str:
     return value
 
 
-ADDRESS = Kind("address", "an address and a port, such as 127.0.0.1:8000 or [::1]:8000", _parse_address)
+ADDRESS = Kind(
+    "address",
+    "an address and a port, such as 127.0.0.1:8000 or [::1]:8000, or a socket such as unix:/run/dicomcloud/http.sock",
+    _parse_address,
+)
 FOLDER = Kind("folder", "a folder", _parse_folder)
 FLAG = Kind("`true` or `false`", "true or false", _parse_flag, _show_flag)
 SIZE = Kind("size", "a size such as 500 MB, 16 GiB or a number of bytes", _parse_size, _show_size)
@@ -288,7 +301,7 @@ PROFILE_OPTIONS = Kind(
 )
 NETWORKS = Kind(
     "list of addresses",
-    "IP addresses or networks, such as 10.0.0.5, 192.168.0.0/24",
+    "IP addresses or networks, such as 10.0.0.5, 192.168.0.0/24, or unix for whoever comes by a unix socket",
     _list_of(_parse_network),
     _show_list,
 )
@@ -320,7 +333,8 @@ class Settings:
         "127.0.0.1:8000",
         ADDRESS,
         "Address and port on which the server listens. `0.0.0.0:8000` listens on every network card; the server starts "
-        "so only when it asks its callers who they are (docs/access.md).",
+        "so only when it asks its callers who they are (docs/access.md). `unix:/run/dicomcloud/http.sock` is a socket "
+        "for a proxy on the same machine (not on Windows).",
     )
     authentication: Literal["auto", "required", "none"] = _option(
         "auto",
@@ -437,7 +451,8 @@ class Settings:
     trusted_proxies: tuple[str, ...] = _option(
         (),
         NETWORKS,
-        "Reverse proxies whose X-Forwarded-Proto, -Host and -Prefix headers are believed. Empty: nobody's.",
+        "Reverse proxies whose X-Forwarded-Proto, -Host and -Prefix headers are believed; `unix` is whoever comes by "
+        "the unix socket of `bind`. Empty: nobody's.",
     )
     server: Literal["auto", "gunicorn", "waitress"] = _option(
         "auto",

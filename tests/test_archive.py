@@ -11,6 +11,7 @@ import pytest
 from dicomcloud.archive import Archive, StoreItem
 from dicomcloud.errors import FailureReason, Gone, NotFound, Unavailable, WarningReason
 from dicomcloud.index.repository import Outcome
+from dicomcloud.storage import CannotStore
 from tests.data import data_set_bytes, make_dataset, make_file, pydicom_files
 
 
@@ -250,7 +251,7 @@ def test_a_full_disk_fails_the_instance_and_changes_nothing(
     archive: Archive, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_space(self: object, data: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise CannotStore(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("dicomcloud.storage.spool.SpooledFile.write", no_space)
     (item,) = store(archive, make_file())

@@ -35,9 +35,10 @@ from ..dicom.pixel_data import (
 )
 from ..dicom.rendered_files import ImageFile
 from ..dicom.workers import CodecPool
-from ..errors import Gone, NotFound, Unavailable
+from ..errors import DicomWebError, Gone, NotFound, Unavailable
 from ..index.accounts import NEVER, Accounts, Key, User
-from ..index.database import Database, migrate, open_database, pending
+from ..index.database import DamagedDatabase, Database, migrate, open_database, pending
+from ..index.database import explain as explain_database_error
 from ..index.repository import Index, InstanceRow
 from ..quarantine import Quarantine
 from ..storage import FileMissing, LocalSpace, Storage, open_storage
@@ -49,6 +50,7 @@ from .upkeep import Finding, ReindexStep, Upkeep
 __all__ = [
     "NEVER",
     "Archive",
+    "DamagedDatabase",
     "Finding",
     "InstanceRow",
     "Key",
@@ -59,6 +61,7 @@ __all__ = [
     "StoreItem",
     "StoreReport",
     "User",
+    "explain",
     "open_archive",
 ]
 
@@ -171,7 +174,7 @@ class Archive:
         of these rules fail. Raises Unavailable when the disk is about to be full.
         """
         if self._min_free_bytes and self._storage.disk_space()[0] < self._min_free_bytes:
-            raise Unavailable("The storage is full; nothing can be stored at the moment", retry_after=600)
+            raise Unavailable("The disk is almost full; nothing can be stored at the moment", retry_after=600)
         return StoreBatch(
             self.index,
             self._storage,
@@ -236,7 +239,8 @@ class Archive:
 
     def _deleted_meanwhile(self, row: InstanceRow) -> NoReturn:
         if self.index.has_file(row.file_key):
-            raise FileNotFoundError(f"the file {row.file_key} is lost")
+            log.error("the file %s of the instance %s is not in the storage", row.file_key, row.sop_uid)
+            raise Unavailable("The file of this instance is not to be found in the storage; `verify` tells more")
         self._missing(row.study_uid, row.series_uid, row.sop_uid)
 
     def may_become(self, row: InstanceRow, attributes: Mapping[str, Any], transfer_syntax: str) -> bool:
@@ -508,6 +512,10 @@ class Archive:
         """Bring the database to this version's schema; return the names of the migrations applied."""
         return migrate(self._database, MIGRATIONS)
 
+    def put_index_aside(self) -> Path | None:
+        """Put a damaged index aside, for `reindex` to make a new one; where the old one is now."""
+        return self._database.put_aside()
+
     def pending_migrations(self) -> list[str]:
         return pending(self._database, MIGRATIONS)
 
@@ -548,6 +556,13 @@ def open_archive(
         deidentify_on_store=deidentify_on_store,
         deidentify_on_retrieve=deidentify_on_retrieve,
     )
+
+
+def explain(error: Exception) -> DicomWebError | None:
+    """What an exception from below says of the state of index or storage; None where it is a fault of this program."""
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        return Unavailable(f"The storage cannot be used at the moment: {error.strerror or type(error).__name__}")
+    return explain_database_error(error)
 
 
 class _Pending(Generic[Result]):

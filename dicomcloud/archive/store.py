@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from ..dicom.matching import Match, matches
 from ..errors import FailureReason, InvalidInstance, Unavailable, WarningReason
 from ..index.repository import Index, InstanceRow, NewInstance, Outcome
 from ..quarantine import Quarantine
-from ..storage import Incoming, Storage
+from ..storage import CannotStore, Incoming, Storage
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,6 @@ Rules = Sequence[Sequence[Match]]  # about studies: one has to hold, of it all m
 _PIECE = 1 << 20  # bytes copied at a time
 _IN_MEMORY = 4 << 20  # bytes of an instance that need no temporary file on disk
 _SYSTEM = "DICOMcloud"  # Modifying System (0400,0563)
-_NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +176,8 @@ class StoreBatch:
             self._keep_aside(incoming, error)
             incoming.discard()
             self._items.append(_failed(error))
-        except OSError as error:
+        except CannotStore as error:
             incoming.discard()
-            if error.errno not in _NO_SPACE:
-                raise
             self._items.append(_out_of_resources(error))
             _drain(iterator)
         except BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import UnsupportedOperation
@@ -86,13 +86,22 @@ class Upkeep:
         for key in unconfirmed:
             self._storage.confirm([key])
 
-    def verify(self, *, repair: bool = False, checksums: bool = False) -> Iterator[Finding]:
+    def verify(
+        self,
+        *,
+        repair: bool = False,
+        checksums: bool = False,
+        after: str = "",
+        go_on: Callable[[str, int], bool] = lambda key, size: True,
+    ) -> Iterator[Finding]:
         """Hold the index against the files, both ways; with `checksums`, read every file too.
 
-        Repair takes the rows of files that are gone out of the index, and files instances that have no row.
+        Repair takes the rows of files that are gone out of the index, and files instances that have no row. With
+        `after`, only the files behind this key are looked at. `go_on` is told the key and the size in bytes of each
+        file that has been looked at; it may take its time, and ends the work with False.
         """
         unknown: list[StoredFile] = []
-        for row, file in _merge(self._index.files(), self._storage.files()):
+        for row, file in _merge(self._index.files(after), (file for file in self._storage.files() if file.key > after)):
             if row is None:
                 assert file is not None
                 unknown.append(file)
@@ -100,9 +109,20 @@ class Upkeep:
                 yield from self._verify_missing(row[0], repair)
             elif row[1] != file.size:
                 yield Finding("wrong size", file.key, f"{file.size} bytes on disk, {row[1]} in the index", False)
-            elif checksums and self._checksum(file.key) != row[2]:
-                yield Finding("wrong checksum", file.key, "its bytes are not those that were stored", False)
+            elif checksums:
+                yield from self._verify_checksum(row, repair)
+            if row is not None and not go_on(row[0], row[1]):
+                break
         yield from self._verify_unknown(unknown, repair)
+
+    def _verify_checksum(self, row: tuple[str, int, bytes], repair: bool) -> Iterator[Finding]:
+        try:
+            if self._checksum(row[0]) != row[2]:
+                yield Finding("wrong checksum", row[0], "its bytes are not those that were stored", False)
+        except FileMissing:
+            yield from self._verify_missing(row[0], repair)
+        except OSError as error:
+            yield Finding("unreadable file", row[0], f"it cannot be read: {error.strerror or error}", False)
 
     def _verify_missing(self, key: str, repair: bool) -> Iterator[Finding]:
         try:

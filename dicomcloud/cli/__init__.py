@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from .. import server
-from ..archive import Archive
+from ..archive import Archive, explain
 from ..errors import DicomWebError
 from ..settings import Settings, SettingsError
 from . import backup, deidentify, doctor, import_files, serve, show_settings, upkeep, users
@@ -44,6 +44,8 @@ def main(
     except (server.CannotListen, DicomWebError) as error:
         fail(str(error), 1)
     except Exception as error:
+        if explained := explain(error):
+            fail(f"{explained.message} ({error})", 1)
         if os.environ.get("DICOMCLOUD_LOG_LEVEL", "").lower() == "debug":
             raise
         fail(f"{type(error).__name__}: {error}\nDICOMCLOUD_LOG_LEVEL=debug shows where it happened.", 1)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from math import inf
+from pathlib import Path
+from time import monotonic, sleep
 
 import click
 from tqdm import tqdm
 
+from ..archive import Archive, DamagedDatabase, ReindexStep, explain
 from ..quarantine import Quarantine
+from ..settings import SIZE
 from .program import Program, commands, count
 
 
@@ -31,19 +38,95 @@ def migrate(program: Program, check: bool) -> None:
         click.echo("The database is up to date.")
 
 
+_KEEP_EVERY = 10.0  # seconds after which the place is written down
+
+
+@dataclass
+class _Place:
+    """Up to where a run has come, kept in a file for the next one."""
+
+    path: Path | None
+
+    @cached_property
+    def key(self) -> str:
+        """Of the last file that was looked at; empty at the beginning."""
+        if self.path is None:
+            return ""
+        try:
+            return str(json.loads(self.path.read_text(encoding="utf-8"))["after"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
+    def keep(self, key: str) -> None:
+        if self.path is not None:
+            draft = self.path.with_suffix(".part")
+            draft.write_text(json.dumps({"after": key}), encoding="utf-8")
+            draft.replace(self.path)
+
+
+class _Pace:
+    """Reads no faster than `rate` bytes a second, and ends after `minutes`."""
+
+    def __init__(self, place: _Place, rate: int | None, minutes: float | None) -> None:
+        self.files = self.bytes = 0
+        self.stopped = False
+        self._place, self._rate = place, rate
+        self._started = self._kept = monotonic()
+        self._end = self._started + minutes * 60 if minutes is not None else inf
+        self._last = ""
+
+    def __enter__(self) -> None:
+        self._last = self._place.key
+
+    def __exit__(self, *failed: object) -> None:
+        self._place.keep(self._last if self.stopped or any(failed) else "")
+
+    def go_on(self, key: str, size: int) -> bool:
+        self.files += 1
+        self.bytes += size
+        self._last = key
+        if self._rate:
+            sleep(max(0.0, self._started + self.bytes / self._rate - monotonic()))
+        if monotonic() - self._kept > _KEEP_EVERY:
+            self._place.keep(key)
+            self._kept = monotonic()
+        self.stopped = monotonic() >= self._end
+        return not self.stopped
+
+
+def _size(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
+    try:
+        return None if text is None else int(SIZE.parse(text))
+    except (ValueError, TypeError):
+        raise click.BadParameter(f"{text!r} is not {SIZE.expected}") from None
+
+
 @commands.command()
 @click.option("--repair", is_flag=True, help="Take rows without a file out of the index; file instances without a row.")
 @click.option("--checksums", is_flag=True, help="Read every file and compare its check sum too.")
+@click.option("--rate", metavar="SIZE", callback=_size, help="Read at most so much a second, such as 50MB.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Stop after so long.")
+@click.option("--resume", is_flag=True, help="Go on where the last run with --resume stopped.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 @click.pass_obj
-def verify(program: Program, repair: bool, checksums: bool, as_json: bool) -> None:
+def verify(
+    program: Program,
+    repair: bool,
+    checksums: bool,
+    rate: int | None,
+    minutes: float | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
     """Hold the index against the files, both ways.
 
-    Exit code 0 when they agree or all was repaired, else 1.
+    Exit code 0 when they agree or all was repaired, else 1. The server may run meanwhile.
     """
     findings = []
-    with program.archive() as archive:
-        for finding in archive.upkeep.verify(repair=repair, checksums=checksums):
+    place = _Place(program.settings.data_path / "verify.json" if resume else None)
+    pace = _Pace(place, rate, minutes)
+    with program.archive() as archive, pace:
+        for finding in archive.upkeep.verify(repair=repair, checksums=checksums, after=place.key, go_on=pace.go_on):
             findings.append(finding)
             if not as_json:
                 click.echo(f"{'repaired: ' if finding.repaired else ''}{finding.kind} {finding.key}: {finding.message}")
@@ -51,7 +134,16 @@ def verify(program: Program, repair: bool, checksums: bool, as_json: bool) -> No
     left = sum(not finding.repaired for finding in findings)
     if as_json:
         rows = [{"kind": f.kind, "key": f.key, "message": f.message, "repaired": f.repaired} for f in findings]
-        click.echo(json.dumps({"counts": counts, "findings": rows, "unrepaired": left}, indent=2))
+        report = {
+            "counts": counts,
+            "findings": rows,
+            "unrepaired": left,
+            "files": pace.files,
+            "complete": not pace.stopped,
+        }
+        click.echo(json.dumps(report, indent=2))
+    elif pace.stopped:
+        click.echo(f"Stopped after {pace.files} files, {pace.bytes / 1e6:.1f} MB; {count(findings, 'difference')}.")
     elif not findings:
         click.echo(f"Index and files agree: {counts['studies']} studies, {counts['instances']} instances.")
     else:
@@ -64,17 +156,30 @@ def verify(program: Program, repair: bool, checksums: bool, as_json: bool) -> No
 def reindex(program: Program) -> None:
     """Build the index anew from the stored files. Stop the server before.
 
-    Exit code 1 when a file could not be indexed; it stays in the storage.
+    A damaged index is put aside. Exit code 1 when a file could not be indexed; it stays in the storage.
     """
     faults = 0
-    with program.archive() as archive:
-        for step in tqdm(archive.upkeep.reindex(), unit="file", disable=None):
+    with program.archive(migrated=False) as archive:
+        for step in tqdm(_reindex(archive), unit="file", disable=None):
             if step.message is not None:
                 faults += 1
                 tqdm.write(f"{step.key}: {step.message}", file=sys.stderr)
         counts = archive.index.counts()
     click.echo(f"Indexed {counts['instances']} instances of {counts['studies']} studies; {faults} could not be.")
     sys.exit(1 if faults else 0)
+
+
+def _reindex(archive: Archive) -> Iterator[ReindexStep]:
+    """Of a database that is damaged too much, the second attempt is with a new one."""
+    try:
+        archive.migrate()
+        yield from archive.upkeep.reindex()
+    except Exception as error:  # every database has its own
+        if not isinstance(error if isinstance(error, DamagedDatabase) else explain(error), DamagedDatabase):
+            raise
+        tqdm.write(f"The index is damaged; it is put aside as {archive.put_index_aside()}", file=sys.stderr)
+        archive.migrate()
+        yield from archive.upkeep.reindex()
 
 
 @commands.command("quarantine")

@@ -20,7 +20,8 @@ import sqlite3
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -41,6 +42,36 @@ BUSY_TIMEOUT: Final = 30  # seconds that a writer waits for another one
 
 class NewerDatabase(Unavailable):
     """The database was written by a newer version of this program."""
+
+
+class DamagedDatabase(Unavailable):
+    """The file is no database, or no whole one any more."""
+
+
+_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_AWAY: Final = frozenset(
+    {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_PROTOCOL}
+)
+
+
+def explain(error: BaseException | None) -> Unavailable | None:
+    """What an exception of the database means, where it is the database's state and no fault of this program."""
+    while isinstance(error, peewee.PeeweeException):
+        error = getattr(error, "orig", None) or error.__context__  # what it wraps
+    if not isinstance(error, sqlite3.Error):
+        return None
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _BUSY:
+        return Unavailable("The index is busy; try again later.")
+    if code == sqlite3.SQLITE_FULL:
+        return Unavailable("There is no room left for the index.", retry_after=600)
+    if code == sqlite3.SQLITE_READONLY:
+        return Unavailable("The index cannot be written; is its disk read-only?", retry_after=600)
+    if code in _AWAY:
+        return Unavailable("The index cannot be read or written; is its disk there, and may this user use it?")
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return DamagedDatabase("The index is damaged. Stop the server, then restore a backup or run `reindex`.")
+    return None
 
 
 def _dicom_matches(attributes: str | bytes, match: str) -> bool:
@@ -101,10 +132,10 @@ class Database(peewee.SqliteDatabase):
     def write(self) -> Iterator[sqlite3.Connection]:
         """A transaction that holds the write lock from its start, committed at the end of the block.
 
-        Raises Unavailable when the lock is not to be had in 30 s, or when the disk is full.
+        Raises Unavailable when the lock is not to be had in 30 s, or when the database cannot be written.
         """
-        connection = self._thread_connection()
         try:
+            connection = self._thread_connection()
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -113,12 +144,9 @@ class Database(peewee.SqliteDatabase):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
-        except sqlite3.OperationalError as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise Unavailable("The index is busy; try again later.") from error
-            if code == sqlite3.SQLITE_FULL:
-                raise Unavailable("There is no room left for the index.") from error
+        except (sqlite3.Error, peewee.PeeweeException) as error:
+            if explained := explain(error):
+                raise explained from error
             raise
 
     def snapshot(self, path: Path) -> None:
@@ -126,6 +154,20 @@ class Database(peewee.SqliteDatabase):
         with closing(sqlite3.connect(path)) as target:
             self._thread_connection().backup(target)
             target.execute("PRAGMA journal_mode = delete")  # one file, readable where nothing can be written
+
+    def put_aside(self) -> Path | None:
+        """Rename the files of the database, so that the next connection makes a new one; where the old one is now."""
+        self.close()
+        path = Path(self.database)
+        target = path.with_name(f"{path.name}.{datetime.now(UTC):%Y%m%dT%H%M%S}.damaged")
+        for suffix in ("-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.replace(f"{path}{suffix}", f"{target}{suffix}")
+        try:
+            os.replace(path, target)
+        except FileNotFoundError:
+            return None
+        return target
 
     def insert(self, sql: str, parameters: Sequence[Any]) -> int:
         """Execute an INSERT of one row; the key the database has given it."""

@@ -717,13 +717,16 @@ class Index:
         with self._database.write() as connection:
             connection.executemany("DELETE FROM removed_file WHERE file_key = ?", [(key,) for key in keys])
 
-    def files(self) -> Iterator[tuple[str, int, bytes]]:
-        """(key, size, checksum) of every current and superseded file by key; no cursor stays open between batches."""
+    def files(self, after: str = "") -> Iterator[tuple[str, int, bytes]]:
+        """(key, size, checksum) of every current and superseded file by key, those behind the key `after`.
+
+        No cursor stays open between batches.
+        """
         statement = (
             "SELECT file_key, size, checksum FROM instance WHERE file_key > ? UNION ALL"
             " SELECT file_key, size, checksum FROM superseded WHERE file_key > ? ORDER BY file_key "
         )
-        last = ""
+        last = after
         while True:
             page, values = self._database.page(_FILES_BATCH, 0)
             rows = self._run(statement + page, [last, last, *values]).fetchall()

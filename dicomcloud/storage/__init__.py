@@ -14,6 +14,10 @@ class FileMissing(FileNotFoundError):
     """No file is stored under this key."""
 
 
+class CannotStore(OSError):
+    """The storage takes nothing at the moment: full, read-only, away, or out of something."""
+
+
 @dataclass(frozen=True, slots=True)
 class LocalSpace:
     """What an adapter whose files lie elsewhere may use of this machine's disk."""
@@ -21,7 +25,7 @@ class LocalSpace:
     spool: Path  # folder of files that are coming in; must not be lost while the server is down
     cache: Path  # folder of files that were used lately; may be deleted at any time
     cache_bytes: int  # its size; 0: nothing is kept
-    min_free_bytes: int = 0  # nothing is kept when the disk would have less left
+    min_free_bytes: int = 0  # nothing is kept, and nothing comes in, when the disk would have less left
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,8 @@ class Storage(Protocol):
     Where the files lie on another machine, every method but `receive` and `confirm` may raise errors.Unavailable.
     """
 
-    def receive(self) -> Incoming: ...
+    def receive(self) -> Incoming:
+        """Room for a new file. It and its `write` raise CannotStore, also when the disk is about to be full."""
 
     def commit(self, incoming: Sequence[Incoming]) -> list[str]:
         """Put the files into the store, in order; return their keys.
@@ -124,7 +129,7 @@ def open_storage(url: str, local: LocalSpace) -> Storage:
     if scheme == "file" and separator and path:
         from .filesystem import FileSystemStorage
 
-        return FileSystemStorage(path)
+        return FileSystemStorage(path, min_free_bytes=local.min_free_bytes)
     if scheme in _REMOTE and separator and path:
         from .object_store import open_object_storage
 

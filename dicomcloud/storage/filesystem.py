@@ -35,9 +35,9 @@ class LocalFile:
 class FileSystemStorage:
     """The Storage contract over a local folder."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, min_free_bytes: int = 0) -> None:
         self._root = Path(folder).absolute()
-        self._spool = Spool(self._root / "incoming")
+        self._spool = Spool(self._root / "incoming", min_free_bytes=min_free_bytes)
 
     def receive(self) -> SpooledFile:
         return self._spool.receive()

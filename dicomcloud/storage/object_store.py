@@ -117,7 +117,7 @@ class ObjectStorage:
     ) -> None:
         self._bucket = bucket
         self._prefix = prefix
-        self._spool = Spool(local.spool)
+        self._spool = Spool(local.spool, min_free_bytes=local.min_free_bytes)
         self._cache = DiskCache(local.cache, local.cache_bytes, min_free_bytes=local.min_free_bytes)
         self._keeps = local.cache_bytes > 0
         self._waiting = BoundedSemaphore(_MOST_WAITING)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -19,18 +20,22 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import BinaryIO
 
+from . import CannotStore
+
+_LOOK = 4 << 20  # bytes of one file after which the free space is looked at again
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 class Spool:
     """A folder of this machine, shared by its processes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, min_free_bytes: int = 0) -> None:
         self.folder = folder
+        self._min_free_bytes = min_free_bytes
         folder.mkdir(parents=True, exist_ok=True)
 
     def receive(self) -> SpooledFile:
-        return SpooledFile(self.folder / f"{_new_name()}.part")
+        return SpooledFile(self.folder / f"{_new_name()}.part", min_free_bytes=self._min_free_bytes)
 
     def note(self, keys: Sequence[str]) -> None:
         """Write down that these keys are about to be stored."""
@@ -86,19 +91,32 @@ class Spool:
 class SpooledFile:
     """The Incoming contract over a file in the spool folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, min_free_bytes: int = 0) -> None:
         self.path = path
         self.size = 0
-        self._file: BinaryIO | None = open(path, "xb", buffering=0)  # noqa: SIM115 (`close` closes it)
+        self._min_free_bytes = min_free_bytes
+        self._look_again = 0  # at the free space, when so much is written
         self._syncing: Future[None] | None = None
+        self._file: BinaryIO | None = None
+        with _telling():
+            self._check_room()
+            self._file = open(path, "xb", buffering=0)  # noqa: SIM115 (`close` closes it)
 
     def write(self, data: bytes | memoryview) -> None:
         assert self._file is not None
         view = memoryview(data)
-        while view:  # an unbuffered write may take only a part
-            written = self._file.write(view)
-            self.size += written
-            view = view[written:]
+        with _telling():
+            while view:  # an unbuffered write may take only a part
+                written = self._file.write(view)
+                self.size += written
+                view = view[written:]
+            if self.size >= self._look_again:
+                self._check_room()
+
+    def _check_room(self) -> None:
+        self._look_again = self.size + _LOOK
+        if self._min_free_bytes and shutil.disk_usage(self.path.parent).free < self._min_free_bytes:
+            raise OSError(errno.ENOSPC, "the disk is almost full")
 
     @contextmanager
     def buffer(self) -> Iterator[bytes | mmap]:
@@ -136,6 +154,15 @@ class SpooledFile:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Faults of this storage, told from those of whoever the bytes come from."""
+    try:
+        yield
+    except OSError as error:
+        raise CannotStore(error.errno, error.strerror or str(error)) from error
 
 
 def new_key() -> str:

@@ -12,6 +12,7 @@ import orjson
 from flask import Response, request
 from werkzeug.exceptions import HTTPException
 
+from ..archive import explain
 from ..dicom.metadata import native_model_xml
 from ..errors import DicomWebError, NotAcceptable
 from .multipart import MultipartBody, OutgoingPart
@@ -88,6 +89,9 @@ def fault(error: Exception) -> Response:
             return answer
         status, message = error.code, error.description or error.name
         headers = {name: value for name, value in error.get_headers() if name not in ("Content-Type", "Content-Length")}
+    elif explained := explain(error):
+        log.error("%s: %s", explained.message, error)
+        status, message, headers = explained.status, explained.message, explained.headers
     else:
         log.exception("%s %s failed", request.method, request.path)
         status, message = 500, "The server could not answer this request; the reason is in its log"

@@ -127,6 +127,6 @@ def _forwarded(header: str) -> str:
 def _is_trusted(address: str, trusted: tuple[str, ...]) -> bool:
     try:
         client = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return any(client in ipaddress.ip_network(network, strict=False) for network in trusted)
+    except ValueError:  # gunicorn and waitress know no address of who comes by a unix socket
+        return address in ("", "localhost") and "unix" in trusted
+    return any(client in ipaddress.ip_network(network, strict=False) for network in trusted if network != "unix")

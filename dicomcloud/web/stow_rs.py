@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -10,7 +11,7 @@ from urllib.parse import quote
 from flask import Response, request
 from flask_smorest import Blueprint
 
-from ..archive import StoreBatch, StoreItem
+from ..archive import StoreBatch, StoreItem, explain
 from ..dicom.attributes import tag_of
 from ..dicom.coercion import read_change
 from ..dicom.image_parts import OCTET_STREAM
@@ -22,6 +23,7 @@ from ..errors import (
     InvalidInstance,
     NotAcceptable,
     PayloadTooLarge,
+    Unavailable,
     UnsupportedMediaType,
 )
 from ..media import ZipMedium, view_file
@@ -44,6 +46,7 @@ from .responses import DICOM_JSON, DICOM_XML, dicom_json, dicom_xml, warning
 from .service import Service, check_uids, current_service, service_url
 from .stow_metadata import METADATA_TYPES, MetadataRequest
 
+log = logging.getLogger(__name__)
 blueprint = Blueprint("STOW-RS", __name__, description="Store (PS3.18 10.5)")
 
 DICOM = "application/dicom"
@@ -122,9 +125,13 @@ def _store(study: str | None) -> Response:
         with service.archive.begin_store(study, changes=changes, visible=visible) as batch:
             notes += _receive(batch, stream, content_type, study, service)
             items = batch.commit().items
-    except DicomWebError:
+    except Exception as error:
         body.drain()
-        raise
+        reason = error if isinstance(error, DicomWebError) else explain(error)
+        if not isinstance(reason, Unavailable):
+            raise
+        log.error("nothing was stored: %s", error)
+        items, notes = (StoreItem(failure=FailureReason.OUT_OF_RESOURCES, message=reason.message),), []
     finally:
         request.environ[RECEIVED] = body.received
     current_metrics().count_stored(items)
