@@ -40,6 +40,7 @@ def open_archive(configuration: Settings) -> Archive:
             codec_workers=configuration.resolved_codec_workers,
             duplicates=configuration.duplicates,
             max_inflated_bytes=configuration.max_inflated_bytes,
+            max_image_pixels=configuration.max_image_pixels,
             min_free_bytes=configuration.min_free_bytes,
             quarantine=quarantine if configuration.quarantine else None,
             deidentify_on_store=deidentifier if configuration.anonymizer_enabled else None,

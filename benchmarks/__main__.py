@@ -69,7 +69,7 @@ def say(text: str) -> None:
 def load(servers: Sequence[Server], data: Data) -> None:
     """Store the fixed set of data in every server. Raises BadAnswer, OSError."""
     small = list(data.small_instances())
-    slices, extra = data.slices, [data.multi_frame, data.jpeg_2000[0]]
+    slices, extra = data.slices, [data.multi_frame, data.jpeg_2000[0], *data.jpeg_2000_slices, data.radiograph]
     for server in servers:
         began = time.perf_counter()
         with contextlib.closing(Connection(server.root)) as connection:
@@ -286,7 +286,7 @@ def report(
         f"{dash}data: {data.number_of_studies:,} studies of one 64 × 64 image with a CT header; a study of "
         f"{data.number_of_slices} CT slices of {len(data.slices[0].file) / 1e6:.2f} MB and "
         f"{data.slice_elements} elements; an Enhanced CT of {len(data.multi_frame.file) / 1e6:.0f} MB; "
-        "a CT slice in JPEG 2000"
+        "CT slices in JPEG 2000; a radiograph of 7.5 megapixels"
     )
     return "\n".join([*lines, "", table(results, markdown=markdown), "", EXPLANATION])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
 from typing import Any
@@ -18,6 +18,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import (
     UID,
     CTImageStorage,
+    DigitalXRayImageStorageForPresentation,
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -28,6 +29,8 @@ ROWS = COLUMNS = 512
 SLICES = 300
 STUDIES = 2_000
 MULTI_FRAMES = 120
+RADIOGRAPH_ROWS, RADIOGRAPH_COLUMNS = 3056, 2464  # 7.5 megapixels
+J2K_SLICES = 100
 
 _FAMILY = (
     "Abendroth", "Becker", "Castellano", "Dubois", "Eriksson", "Ferreira", "Gallagher", "Hashimoto",
@@ -282,6 +285,7 @@ class Data:
             _large_study("large CT study", "CT-300", "A20240311"),
             _large_study("multi-frame CT study", "multi-frame CT s", "EXTRA"),
             _large_study("J2K CT study", "J2K CT study", "EXTRA"),
+            replace(_large_study("radiograph study", "radiograph study", "EXTRA"), modality="DX"),
         )
 
     @cached_property
@@ -337,6 +341,33 @@ class Data:
         ds["PixelData"].is_undefined_length = True
         file = _file(ds, JPEG2000Lossless)
         return Instance(ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID, file), stream
+
+    @cached_property
+    def jpeg_2000_slices(self) -> tuple[Instance, ...]:
+        """The same slice under other SOP Instance UIDs, so that each can be asked for once."""
+        one, _ = self.jpeg_2000
+        uids = (uid(f"J2K instance {number}") for number in range(J2K_SLICES))
+        return tuple(one.renamed(one.study_uid, one.series_uid, new) for new in uids)
+
+    @cached_property
+    def radiograph(self) -> Instance:
+        """A chest radiograph for presentation: 3056 × 2464 pixels of 12 bits in 16 (15 MB)."""
+        random = np.random.default_rng(75)
+        y, x = np.mgrid[-1 : 1 : RADIOGRAPH_ROWS * 1j, -1 : 1 : RADIOGRAPH_COLUMNS * 1j].astype(np.float32)
+        image = 3300 - 2200 * np.exp(-(x**2) * 3 - y**2 * 0.6)
+        for side in (-0.42, 0.42):
+            image += 1500 * np.exp(-(((x - side) / 0.26) ** 4) - ((y + 0.1) / 0.55) ** 4)
+        image -= 180 * (np.sin(y * 34 + np.abs(x) * 9) > 0.7)
+        image += random.standard_normal(image.shape, dtype=np.float32) * 12
+        ds = self._derived("radiograph study", DigitalXRayImageStorageForPresentation)
+        ds.Modality, ds.PresentationIntentType = "DX", "FOR PRESENTATION"
+        ds.Rows, ds.Columns = image.shape
+        ds.WindowCenter, ds.WindowWidth = "2048", "4096"
+        del ds.WindowCenterWidthExplanation
+        ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "0", "1", "US"
+        ds.PixelData = np.clip(np.rint(image), 0, 4095).astype("<u2").tobytes()
+        ds["PixelData"].VR = "OW"
+        return Instance(ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID, _file(ds))
 
     @staticmethod
     def _derived(name: str, sop_class: str) -> Dataset:

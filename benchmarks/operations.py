@@ -15,7 +15,7 @@ import orjson
 from PIL import Image
 
 from .client import Answer, BadAnswer, Connection, Request
-from .data import MULTI_FRAMES, Data, Instance, Study, ct_pixels
+from .data import MULTI_FRAMES, RADIOGRAPH_COLUMNS, RADIOGRAPH_ROWS, Data, Instance, Study, ct_pixels
 
 JSON = (("Accept", "application/dicom+json"),)
 DICOM = (("Accept", 'multipart/related; type="application/dicom"; transfer-syntax=*'),)
@@ -140,11 +140,11 @@ def _uids(start: bytes) -> Iterable[str]:
         at = start.find(b"2.25.", at + 1)
 
 
-def check_picture(answer: Answer) -> None:
-    """A JPEG of 512 × 512 pixels that are not all the same."""
+def check_picture(answer: Answer, columns: int = 512, rows: int = 512) -> None:
+    """A JPEG of this size whose pixels are not all the same."""
     _status(answer)
     with Image.open(io.BytesIO(answer.body)) as picture:
-        expect((picture.format, picture.size) == ("JPEG", (512, 512)), f"{picture.format} of {picture.size}")
+        expect((picture.format, picture.size) == ("JPEG", (columns, rows)), f"{picture.format} of {picture.size}")
         low, high = picture.convert("L").getextrema()
         expect(low != high, "an empty picture")
 
@@ -311,6 +311,23 @@ def operations(data: Data) -> list[Operation]:
         one = slices[number * 17 % len(slices)]
         return Request("GET", f"{one.path()}/rendered", JPEG), check_picture
 
+    def thumbnail(number: int) -> tuple[Request, Check]:
+        one = slices[number % len(slices)]
+        path = f"{one.path()}/rendered?viewport=128,128"
+        return Request("GET", path, JPEG), lambda answer: check_picture(answer, 128, 128)
+
+    def radiograph(number: int) -> tuple[Request, Check]:
+        # The center of the window moves, so that no answer is one that was given before.
+        path = f"{data.radiograph.path()}/rendered?window={2048 + number}.5,4000,linear"
+        return Request("GET", path, JPEG), lambda answer: check_picture(answer, RADIOGRAPH_COLUMNS, RADIOGRAPH_ROWS)
+
+    def compressed_rendered(number: int) -> tuple[Request, Check]:
+        one = data.jpeg_2000_slices[number % len(data.jpeg_2000_slices)]
+        return Request("GET", f"{one.path()}/rendered", JPEG), check_picture
+
+    def compressed_repeated(number: int) -> tuple[Request, Check]:
+        return Request("GET", f"{data.jpeg_2000[0].path()}/rendered", JPEG), check_picture
+
     def metadata_compressed(number: int) -> tuple[Request, Check]:
         path = f"{slices[0].path('study')}/metadata"
 
@@ -360,8 +377,12 @@ def operations(data: Data) -> list[Operation]:
         Operation("frame, native", frame, 1.5, 300, 60),
         Operation("frame of a 120-frame object", frame_of_many, 10, 60, 12),
         Operation("frame, JPEG 2000 as stored", frame_as_stored, 2, 300, 60),
-        Operation("frame, JPEG 2000 decoded", frame_decoded, 1, 60, 12),
+        Operation("frame, JPEG 2000 decoded", frame_decoded, 1, 60, 12, parallel=False),
         Operation("CT slice rendered as JPEG", rendered, 2, 150, 30),
+        Operation("thumbnail, 128 × 128", thumbnail, 1, 150, 30),
+        Operation("7.5 Mpixel radiograph rendered", radiograph, 3, 30, 8),
+        Operation("JPEG 2000 slice rendered, new", compressed_rendered, 1, 80, 20, parallel=False),
+        Operation("JPEG 2000 slice rendered, again", compressed_repeated, 20, 80, 20, parallel=False),
         Operation("metadata of an instance", metadata, 1, 300, 60),
         Operation("metadata of 300 instances", metadata_of_study, 20, 20, 6),
         Operation("metadata of 300, gzip", metadata_compressed, 100, 20, 6),

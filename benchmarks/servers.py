@@ -20,6 +20,7 @@ from .client import BadAnswer, wait_until_up
 PROJECT = Path(__file__).resolve().parent.parent
 HOW_TO_INSTALL_THE_PEER = "apt-get install orthanc orthanc-dicomweb (Debian, Ubuntu)"
 _PLUGIN = "libOrthancDicomWeb.so"
+_CODECS = "libOrthancGdcm.so"  # JPEG 2000
 _PLUGIN_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc", "/usr/local/share/orthanc/plugins")
 
 
@@ -162,7 +163,7 @@ def start_orthanc(folder: Path, program: str, plugin: Path) -> Server:
         "Name": "benchmark",
         "StorageDirectory": str(data),
         "IndexDirectory": str(data),
-        "Plugins": [str(plugin.resolve())],
+        "Plugins": [str(one.resolve()) for one in (plugin, plugin.with_name(_CODECS)) if one.exists()],
         "HttpPort": port,
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,

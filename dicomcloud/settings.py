@@ -485,8 +485,14 @@ class Settings:
     max_inflated_bytes: int = _option(
         1 << 30,
         SIZE,
-        "Largest data set that a deflated instance may unpack to, and largest image that PNG and GIF may; protects "
-        "against bombs.",
+        "Largest data set that a deflated instance may unpack to, and largest image that PNG, GIF and a compressed "
+        "frame may (a frame 512 MiB at most); protects against bombs.",
+    )
+    max_image_pixels: int = _option(
+        100_000_000,
+        _integer(1),
+        "Largest picture in pixels, of a frame and of what is drawn of it; a larger one is refused (406, 400). A "
+        "colour picture of this size takes about 1 GB of memory while it is drawn.",
     )
     max_metadata_bytes: int = _option(
         256 << 20, SIZE, "Largest JSON or XML metadata of one store request, all parts together; more is a 413."

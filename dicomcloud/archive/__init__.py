@@ -33,7 +33,8 @@ from ..dicom.pixel_data import (
     transcode_file,
     transcode_frame_of_file,
 )
-from ..dicom.rendered_files import ImageFile
+from ..dicom.rendered_files import ImageFile, holds_up
+from ..dicom.stored_image import MAX_PIXELS
 from ..dicom.workers import CodecPool
 from ..errors import DicomWebError, Gone, NotFound, Unavailable
 from ..index.accounts import NEVER, Accounts, Key, User
@@ -44,7 +45,7 @@ from ..quarantine import Quarantine
 from ..storage import FileMissing, LocalSpace, Storage, open_storage
 from ..storage.cache import DiskCache
 from .backup import Backup, Generation, Step
-from .store import DuplicatePolicy, Rules, StoreBatch, StoreItem, StoreReport, scanned_attributes
+from .store import DuplicatePolicy, Rules, StoreBatch, StoreItem, StoreReport
 from .upkeep import Finding, ReindexStep, Upkeep
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "Archive",
     "DamagedDatabase",
     "Finding",
+    "ImageFile",
     "InstanceRow",
     "Key",
     "LocalSpace",
@@ -71,6 +73,7 @@ Result = TypeVar("Result")
 MIGRATIONS = Path(__file__).resolve().parent.parent.parent / "migrations"
 
 _PIECE = 1 << 20  # bytes copied at a time
+_KEPT_PIXELS = 2_000_000  # of a frame, from which on drawing it takes longer than reading a kept picture
 _IN_MEMORY = 4 << 20  # bytes of a converted instance that need no temporary file on disk
 
 
@@ -93,6 +96,7 @@ class Archive:
         codec_workers: int = 1,
         duplicates: DuplicatePolicy = "reject",
         max_inflated_bytes: int = 1 << 30,
+        max_image_pixels: int = MAX_PIXELS,
         min_free_bytes: int = 0,
         quarantine: Quarantine | None = None,
         deidentify_on_store: Callable[[], Deidentifier] | None = None,
@@ -104,6 +108,7 @@ class Archive:
         self._codecs = CodecPool(codec_workers)
         self.duplicates = duplicates
         self.max_inflated_bytes = max_inflated_bytes
+        self.max_image_pixels = max_image_pixels
         self.quarantine = quarantine
         self.deidentify_on_store = deidentify_on_store
         self._deidentify_on_retrieve = deidentify_on_retrieve
@@ -408,47 +413,42 @@ class Archive:
 
     # Renderings
 
-    def rendered(self, row: InstanceRow, render: Callable[..., bytes], *arguments: object) -> bytes:
-        """`render(the file, *arguments)`, from the cache where it was made before.
+    def described(self, study: str, series: str, instance: str) -> tuple[InstanceRow, ImageFile]:
+        """One instance, and its file with what the index knows of its header. Raises NotFound, Gone."""
+        found = self.index.description(study, series, instance) or self._missing(study, series, instance)
+        row, document, frames, bulk_data = found
+        resource = f"/studies/{study}/series/{series}/instances/{instance}"
+        source = self._storage.source(row.file_key)
+        return row, ImageFile(
+            row.file_key, source.open, source.is_local, row.transfer_syntax, resource, document, frames, bulk_data
+        )
 
-        Compressed frames are decoded in the codec processes; native ones are drawn here, which takes less time than
-        the way there. Raises what `render` raises, NotFound, Gone.
+    def rendered(self, row: InstanceRow, file: ImageFile, render: Callable[..., bytes], *arguments: object) -> bytes:
+        """`render(file, *arguments)` with the limit of pixels, from the cache where it was made before.
+
+        What holds the interpreter's lock, or much memory, is done in the codec processes and kept, as are larger
+        pictures and those of files elsewhere; others are drawn here, which takes less time than the way there. Raises
+        what `render` raises, NotFound, Gone.
         """
-        key = f"{row.file_key} {render.__name__} {arguments!r}"
-        if (cached := self.cache.read(key)) is not None:
-            return cached
-        file = self.image_file(row)
         syntax = TRANSFER_SYNTAXES.get(row.transfer_syntax)
-        try:
-            if syntax is not None and (syntax.encapsulated or syntax.deflated):
-                picture = self._codecs.submit(render, file, *arguments).result()
-                self.cache.write(key, picture)
+        elsewhere = syntax is None or syntax.encapsulated or syntax.deflated or holds_up(file, render, arguments)
+        if not elsewhere and file.is_local and file.pixels < _KEPT_PIXELS:
+            return self._drawn(row, lambda: render(file, *arguments, max_pixels=self.max_image_pixels))
+        key = f"{row.file_key} {render.__name__} {arguments!r}"
+        if (picture := self.cache.read(key)) is None:
+            if elsewhere:
+                future = self._codecs.submit(render, file, *arguments, max_pixels=self.max_image_pixels)
+                picture = self._drawn(row, future.result)
             else:
-                picture = render(file, *arguments)
-        except FileNotFoundError:
-            self._deleted_meanwhile(row)
+                picture = self._drawn(row, lambda: render(file, *arguments, max_pixels=self.max_image_pixels))
+            self.cache.write(key, picture)
         return picture
 
-    def image_file(self, row: InstanceRow) -> ImageFile:
-        """The file for renderings, also in another process; with its header, where looking for that takes long."""
-        source = self._storage.source(row.file_key)
-        return ImageFile(source.open, None if source.is_local else self._header(row))
-
-    def _header(self, row: InstanceRow) -> dicom_header.Header | None:
-        """What a scan of the file gives, from the index; None where only the file tells (a deflated data set)."""
-        if _is_deflated(row):
-            return None
-        _, document = self.document(row.study_uid, row.series_uid, row.sop_uid)
-        _, frames = self.frames(row.study_uid, row.series_uid, row.sop_uid)
-        return dicom_header.Header(
-            transfer_syntax=row.transfer_syntax,
-            dataset_offset=row.dataset_offset,
-            file_meta=None,
-            attributes=scanned_attributes(document, row),
-            bulk_data=tuple(self.bulk_values(row)),
-            frames=frames,
-            prefix=b"",
-        )
+    def _drawn(self, row: InstanceRow, draw: Callable[[], bytes]) -> bytes:
+        try:
+            return draw()
+        except FileNotFoundError:
+            self._deleted_meanwhile(row)
 
     # Bulk data
 
@@ -530,6 +530,7 @@ def open_archive(
     codec_workers: int = 1,
     duplicates: DuplicatePolicy = "reject",
     max_inflated_bytes: int = 1 << 30,
+    max_image_pixels: int = MAX_PIXELS,
     min_free_bytes: int = 0,
     quarantine: Quarantine | None = None,
     deidentify_on_store: Callable[[], Deidentifier] | None = None,
@@ -551,6 +552,7 @@ def open_archive(
         codec_workers=codec_workers,
         duplicates=duplicates,
         max_inflated_bytes=max_inflated_bytes,
+        max_image_pixels=max_image_pixels,
         min_free_bytes=min_free_bytes,
         quarantine=quarantine,
         deidentify_on_store=deidentify_on_store,

@@ -22,7 +22,7 @@ from ..dicom.attributes import keyword_of
 from ..dicom.deidentification import CannotDeidentify, Deidentifier
 from ..dicom.matching import Match, matches
 from ..errors import FailureReason, InvalidInstance, Unavailable, WarningReason
-from ..index.repository import Index, InstanceRow, NewInstance, Outcome
+from ..index.repository import Index, NewInstance, Outcome
 from ..quarantine import Quarantine
 from ..storage import CannotStore, Incoming, Storage
 
@@ -488,12 +488,6 @@ def new_instance(header: dicom_header.Header, checksum: bytes, size: int, key: s
         frames=header.frames.pack() if header.frames else None,
         bulk_data=dicom_header.pack_bulk_data(header.bulk_data),
     )
-
-
-def scanned_attributes(document: bytes, row: InstanceRow) -> dict[str, Any]:
-    """The attributes as the header scan gave them, of an instance's DICOM JSON text."""
-    ours, theirs = _bulk_data_uris(row.study_uid, row.series_uid, row.sop_uid)
-    return cast("dict[str, Any]", orjson.loads(document.replace(theirs, ours)))
 
 
 def _bulk_data_uris(study: str, series: str, instance: str) -> tuple[bytes, bytes]:

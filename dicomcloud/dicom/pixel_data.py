@@ -205,7 +205,7 @@ def _write_native(file: DicomFile, wanted: TransferSyntax, write_meta: Write, wr
     """A whole file whose pixel data, if any, come out native; `write` takes the data set."""
     reader = file.reader
     if file.syntax.encapsulated:
-        _write_decoded(file, wanted, write_meta, write)
+        _write_decoded(file, wanted, write_meta, write, max_inflated)
         return
     write_meta(file.meta_for(wanted.uid))
     if file.syntax.deflated:
@@ -218,8 +218,8 @@ def _write_native(file: DicomFile, wanted: TransferSyntax, write_meta: Write, wr
         Recoder(reader, write).data_set(file.encoding, reader.size, {}, 0)
 
 
-def _write_decoded(file: DicomFile, wanted: TransferSyntax, write_meta: Write, write: Write) -> None:
-    pixels = PixelData.of_file(file)
+def _write_decoded(file: DicomFile, wanted: TransferSyntax, write_meta: Write, write: Write, max_inflated: int) -> None:
+    pixels = PixelData.of_file(file, max_inflated)
     changes: dict[int, bytes] = {}
     first, length = b"", 0
     if pixels.present:
@@ -296,7 +296,7 @@ def _write_native_pixels(pixels: PixelData, first: bytes, length: int, write: Wr
 def _write_encapsulated(file: DicomFile, wanted: TransferSyntax, target: BinaryIO, max_inflated: int) -> None:
     if file.syntax.deflated:
         file = file.inflated(max_inflated)
-    pixels = PixelData.of_file(file)
+    pixels = PixelData.of_file(file, max_inflated)
     if not pixels.present:
         raise CannotEncode(f"The object has no pixel data: it cannot be in {wanted.name}.")
     pixels.require_encodable(wanted)

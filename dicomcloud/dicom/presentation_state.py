@@ -60,6 +60,15 @@ class DisplayedArea:
     aspect: float | None  # height of a pixel by its width; None if the state does not say
 
 
+def referenced_images(attributes: Attributes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """SOP Instance UID and frame numbers (none: all) of a state's images, in its order (PS3.3 C.11.11)."""
+    for series in values.items(attributes, "ReferencedSeriesSequence"):
+        for image in values.items(series, "ReferencedImageSequence"):
+            uid = values.string(image, "ReferencedSOPInstanceUID")
+            if uid:
+                yield uid, tuple(int(frame) for frame in values.numbers(image, "ReferencedFrameNumber"))
+
+
 class PresentationState:
     """A stored presentation state."""
 
@@ -70,16 +79,9 @@ class PresentationState:
         if self._object.sop_class not in PRESENTATION_STATES:
             raise CannotRender("The instance is no grayscale, color or pseudo-color softcopy presentation state.")
 
-    def references(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """SOP Instance UID and frame numbers (none: all) of the images, in the state's order (PS3.3 C.11.11)."""
-        for series in values.items(self.attributes, "ReferencedSeriesSequence"):
-            for image in values.items(series, "ReferencedImageSequence"):
-                uid = values.string(image, "ReferencedSOPInstanceUID")
-                if uid:
-                    yield uid, tuple(int(frame) for frame in values.numbers(image, "ReferencedFrameNumber"))
-
     def refers_to(self, image: StoredImage, number: int) -> bool:
-        return any(uid == image.sop_instance and (not frames or number in frames) for uid, frames in self.references())
+        references = referenced_images(self.attributes)
+        return any(uid == image.sop_instance and (not frames or number in frames) for uid, frames in references)
 
     def _items(self, sequence: str, image: StoredImage, number: int) -> Iterator[Attributes]:
         """The items that are about a frame."""

@@ -25,7 +25,7 @@ from .color_profiles import with_profile
 from .header import Header
 from .overlays import cover, draw_overlay, overlays, shutter, shutter_colour
 from .placement import placement_of
-from .presentation_state import PRESENTATION_STATES, PresentationState
+from .presentation_state import PRESENTATION_STATES, PresentationState, referenced_images
 from .rendering_parameters import (
     Rendering,
     UriRendering,
@@ -85,18 +85,26 @@ def render_frame(
     rendering: Rendering | None = None,
     *,
     presentation_state: BinaryIO | None = None,
+    state_header: Header | None = None,
     max_pixels: int = MAX_PIXELS,
     header: Header | None = None,
 ) -> Image.Image:
     """Frame `number`, from 1, of a stored PS3.10 file as an 8-bit image of mode L or RGB.
 
     Reads the attributes and the bytes of this frame; not even the attributes if `header`, what `read_header` gives for
-    this file, is kept. Raises BadRequest for a viewport outside the image, a result of more than `max_pixels`, what
-    cannot be combined with a presentation state, and a state that does not refer to the frame; CannotRender if there
-    is no such frame or it cannot be decoded, or has more than `max_pixels` pixels.
+    this file, is at hand (`state_header`: that of the presentation state). Raises BadRequest for a viewport outside
+    the image, a result of more than `max_pixels`, what cannot be combined with a presentation state, and a state that
+    does not refer to the frame; CannotRender if there is no such frame or it cannot be decoded, or has more than
+    `max_pixels` pixels.
     """
     frames = render_frames(
-        source, (number,), rendering, presentation_state=presentation_state, max_pixels=max_pixels, header=header
+        source,
+        (number,),
+        rendering,
+        presentation_state=presentation_state,
+        state_header=state_header,
+        max_pixels=max_pixels,
+        header=header,
     )
     return next(frames)
 
@@ -107,13 +115,14 @@ def render_frames(
     rendering: Rendering | None = None,
     *,
     presentation_state: BinaryIO | None = None,
+    state_header: Header | None = None,
     max_pixels: int = MAX_PIXELS,
     header: Header | None = None,
 ) -> Iterator[Image.Image]:
     """`render_frame` for several frames (None: all), one after the other; the attributes are read once."""
     rendering = rendering or Rendering()
     image = StoredImage(source, header=header, max_pixels=max_pixels)
-    state = PresentationState(presentation_state) if presentation_state is not None else None
+    state = PresentationState(presentation_state, header=state_header) if presentation_state is not None else None
     for number in numbers if numbers is not None else range(1, image.image.frames + 1):
         if state is not None:
             yield _presented(image, number, state, rendering, max_pixels)
@@ -184,7 +193,7 @@ def render_presentation_state(
     rendering = rendering or Rendering()
     presented = PresentationState(state)
     found = False
-    for uid, numbers in presented.references():
+    for uid, numbers in referenced_images(presented.attributes):
         source = referenced(uid)
         if source is None:
             continue

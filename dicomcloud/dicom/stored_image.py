@@ -41,8 +41,9 @@ from .lut import (
     rgb_of_cielab,
     value_range,
 )
-from .pixel_data import CannotDecode, ImagePixel, PixelData, to_explicit_little_endian
+from .pixel_data import CannotDecode, ImagePixel, to_explicit_little_endian
 from .rendering_parameters import Window, WindowFunction
+from .stored_pixels import LocatedPixels
 from .values import Attributes
 
 #: The largest image, stored or rendered, in pixels. An RGB image of this size takes 300 MB.
@@ -195,9 +196,9 @@ class StoredImage(StoredObject):
         if not self.attributes.keys() & {_PIXEL_DATA, *_FLOATING_POINT}:
             raise CannotRender("The instance has no pixel data.")
         try:
-            self._pixels = PixelData(self.source, frames=self.header.frames)
+            self._pixels = LocatedPixels(self.source, self.header)
             self.image: ImagePixel = self._pixels.image
-        except (CannotDecode, LookupError) as error:
+        except CannotDecode as error:
             raise CannotRender(str(error)) from error
         if self.image.pixels > max_pixels:
             raise CannotRender(
@@ -270,8 +271,7 @@ class StoredImage(StoredObject):
         if not 1 <= number <= self.image.frames:
             raise CannotRender(f"There is no frame {number}: the image has {self.image.frames}.")
         try:
-            octets = self._pixels.frame(number)
-            decoded = self._pixels.decoded if self._pixels.syntax.encapsulated else self.image
+            octets, decoded = self._pixels.frame(number)
         except (CannotDecode, LookupError) as error:
             raise CannotRender(str(error)) from error
         rows, columns, count = decoded.rows, decoded.columns, decoded.samples

@@ -5,18 +5,22 @@ from __future__ import annotations
 import functools
 import io
 import struct
+from dataclasses import replace
 from itertools import pairwise
 from typing import BinaryIO, Final
 
-from . import codecs, recode
+from . import codecs, recode, values
 from .codecs import ImagePixel
 from .frames import Frames
+from .header import Header
 from .recode import PIXEL_DATA, UNDEFINED, DicomFile, Element, Recoder
-from .transfer_syntaxes import CannotDecode, CannotEncode, TransferSyntax
+from .transfer_syntaxes import TRANSFER_SYNTAXES, CannotDecode, CannotEncode, TransferSyntax
+from .values import Attributes
 
 #: The largest decoded frame, in bytes. Headers and codestreams may agree on absurd sizes.
 MAX_FRAME_LENGTH: Final = 1 << 29
 MAX_INFLATED: Final = 1 << 30
+_PIXEL_DATA_PATHS: Final = ("/7FE00010", "/7FE00008", "/7FE00009")
 _MAX_OFFSET_TABLE: Final = 1 << 24  # two million frames
 
 _SOP_CLASS_UID, _SOP_INSTANCE_UID, _EXTENDED_OFFSET_TABLE = 0x00080016, 0x00080018, 0x7FE00001
@@ -38,16 +42,17 @@ class PixelData:
         """`frames`: where encapsulated frames lie, if the header scan is at hand. Raises CannotDecode if the file
         cannot be read; one without pixel data has `present` False, and everything else raises LookupError."""
         file = recode.open_file(source)
-        self._load(file.inflated(max_inflated) if file.syntax.deflated else file, frames)
+        self._load(file.inflated(max_inflated) if file.syntax.deflated else file, frames, max_inflated)
 
     @classmethod
-    def of_file(cls, file: DicomFile) -> PixelData:
+    def of_file(cls, file: DicomFile, max_inflated: int = MAX_INFLATED) -> PixelData:
         """The pixel data of a file that is open, at the start of its data set; a deflated one is inflated."""
         new = cls.__new__(cls)
-        new._load(file, None)
+        new._load(file, None, max_inflated)
         return new
 
-    def _load(self, file: DicomFile, frames: Frames | None) -> None:
+    def _load(self, file: DicomFile, frames: Frames | None, max_inflated: int) -> None:
+        self._max_frame_length = min(max_inflated, MAX_FRAME_LENGTH)
         self.syntax = file.syntax
         self.file = file
         self.elements: list[tuple[Element, int, int]] = []  # of the top level: element, where it starts and ends
@@ -57,7 +62,7 @@ class PixelData:
         self._fragments: list[tuple[int, int]] = []
         self._located = frames if frames is not None and frames.encapsulated else None
         self._decoded: ImagePixel | None = None
-        values: dict[int, bytes] = {}
+        described: dict[int, bytes] = {}
         offsets = b""
         while reader.size - reader.position >= 8:
             start = reader.position
@@ -73,14 +78,14 @@ class PixelData:
                     # The last bytes may be missing: the frames that are there can still be read.
                     reader.seek(min(value + element.length, reader.size))
             elif element.length != UNDEFINED and element.tag in _IMAGE_TAGS and element.length <= 64:
-                values[element.tag] = reader.read(element.length)
+                described[element.tag] = reader.read(element.length)
             elif element.tag == _EXTENDED_OFFSET_TABLE and element.length <= _MAX_OFFSET_TABLE:
                 offsets = reader.read(element.length)
             else:
                 reader.skip_value(element, encoding)
             self.elements.append((element, start, reader.position))
         self._offset_table = offsets
-        self._values = values
+        self._described = described
 
     def text(self, tag: int) -> str:
         """The value of a text element of the top level, byte for byte as in Latin-1; "" without one."""
@@ -125,10 +130,10 @@ class PixelData:
         """Raises CannotDecode if an attribute without which frames cannot be read is missing or absurd."""
         if self._pixels is None:
             raise LookupError("The instance has no pixel data.")
-        values = self._values
+        described = self._described
 
         def number(tag: int, name: str, default: int | None = None) -> int:
-            value = values.get(tag, b"")
+            value = described.get(tag, b"")
             if len(value) >= 2:
                 return int(struct.unpack_from(self._encoding.order + "H", value)[0])
             if default is None:
@@ -136,7 +141,7 @@ class PixelData:
             return default
 
         try:
-            frames = int(values.get(0x00280008, b"").split(b"\\")[0].strip(b"\0 ") or b"1") or 1
+            frames = int(described.get(0x00280008, b"").split(b"\\")[0].strip(b"\0 ") or b"1") or 1
         except ValueError as error:
             raise CannotDecode("Number of Frames is not a number.") from error
         bits = number(0x00280100, "Bits Allocated")
@@ -150,15 +155,10 @@ class PixelData:
             bits_stored=stored,
             high_bit=number(0x00280102, "High Bit", stored - 1),
             signed=number(0x00280103, "Pixel Representation", 0) == 1,
-            photometric=values.get(0x00280004, b"").decode("latin-1").strip("\0 "),
+            photometric=described.get(0x00280004, b"").decode("latin-1").strip("\0 "),
             planar=number(0x00280006, "Planar Configuration", 0),
         )
-        sensible = image.rows and image.columns and image.samples in (1, 3, 4) and image.frames > 0
-        if not (sensible and (bits == 1 or (bits % 8 == 0 and 8 <= bits <= 64)) and 1 <= stored <= bits):
-            raise CannotDecode("The image's dimensions or bit depths make no sense.")
-        if image.frame_bits > MAX_FRAME_LENGTH * 8:
-            raise CannotDecode(f"A frame of the image is larger than {MAX_FRAME_LENGTH} bytes.")
-        return image
+        return _sensible(image, self._max_frame_length)
 
     @property
     def decoded(self) -> ImagePixel:
@@ -294,8 +294,105 @@ class PixelData:
         self._reader.seek(start + aligned)
         data = self._reader.read(min(padded, self._reader.size - start) - aligned)
         frame = recode.swapped(data, width)[begin - aligned : end - aligned]
-        bits = last_bit - first_bit
-        if bits % 8 == 0:
-            return frame
-        value = int.from_bytes(frame, "little") >> first_bit % 8
-        return (value & (1 << bits) - 1).to_bytes(-(-bits // 8), "little")
+        return _shifted(frame, first_bit % 8, last_bit - first_bit)
+
+
+class LocatedPixels:
+    """The frames of a stored file of which the header is known: nothing but the frames is read.
+
+    `image` and `decoded` as of `PixelData`. Not for use by several threads at once.
+    """
+
+    def __init__(self, source: BinaryIO, header: Header) -> None:
+        """`header`: of this file, not deflated. Raises CannotDecode if it has no image that can be read."""
+        syntax = TRANSFER_SYNTAXES.get(header.transfer_syntax)
+        if syntax is None:
+            raise CannotDecode(f"This server does not know the transfer syntax {header.transfer_syntax}.")
+        if header.frames is None:
+            image_of(header.attributes, 1)  # a more telling reason, if there is one
+            raise CannotDecode("The pixel data are missing or hold not even one whole frame.")
+        self.syntax = syntax
+        self.image = image_of(header.attributes, header.frames.count)
+        if not syntax.encapsulated and header.frames.frame_bits() != self.image.frame_bits:
+            # Called YBR_FULL_422, but every pixel has its own colour.
+            self.image = replace(self.image, photometric=self.image.photometric.replace("_422", ""))
+        self._source = source
+        self._frames = header.frames
+        self._swap_width = 1
+        if not syntax.little_endian:
+            vr = next((value.vr for value in header.bulk_data if value.path in _PIXEL_DATA_PATHS), "OW")
+            self._swap_width = recode.pixel_swap_width(vr, self.image.bits_allocated)
+
+    def frame(self, number: int) -> tuple[bytes, ImagePixel]:
+        """One frame as native little endian bytes, numbered from 1, decoded if it is compressed; and what it is then.
+
+        Raises LookupError if there is no such frame or it cannot be told apart, CannotDecode.
+        """
+        if not self.syntax.decodable:
+            raise CannotDecode(f"This server cannot decode {self.syntax.name}.")
+        runs = self._frames.locate(number)
+        if not self.syntax.encapsulated:
+            return self._native_frame(number, *runs[0]), self.image
+        return codecs.decode(self.syntax, b"".join(self._read(*run) for run in runs), self.image)
+
+    def _native_frame(self, number: int, offset: int, length: int) -> bytes:
+        start, whole = self._frames.stream()[0]
+        width = self._swap_width
+        before = (offset - start) % width
+        end = min(start + -(-(offset + length - start) // width) * width, start + whole)
+        frame = recode.swapped(self._read(offset - before, end - offset + before), width)[before : before + length]
+        if len(frame) < length:
+            raise CannotDecode(f"The pixel data end before the end of frame {number}.")
+        return _shifted(frame, self._frames.bit_offset(number), self._frames.frame_bits() or 0)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        self._source.seek(offset)
+        return self._source.read(length)
+
+
+def image_of(attributes: Attributes, frames: int) -> ImagePixel:
+    """The Image Pixel Module of a data set in the DICOM JSON Model, that has `frames` frames.
+
+    Raises CannotDecode if an attribute without which frames cannot be read is missing or absurd.
+    """
+
+    def number(keyword: str, name: str, default: int | None = None) -> int:
+        found = values.number(attributes, keyword)
+        if found is None and default is None:
+            raise CannotDecode(f"The image has no {name}.")
+        return int(found) if found is not None else default or 0
+
+    bits = number("BitsAllocated", "Bits Allocated")
+    stored = number("BitsStored", "Bits Stored", bits)
+    return _sensible(
+        ImagePixel(
+            rows=number("Rows", "Rows"),
+            columns=number("Columns", "Columns"),
+            samples=number("SamplesPerPixel", "Samples per Pixel", 1),
+            frames=frames,
+            bits_allocated=bits,
+            bits_stored=stored,
+            high_bit=number("HighBit", "High Bit", stored - 1),
+            signed=number("PixelRepresentation", "Pixel Representation", 0) == 1,
+            photometric=values.string(attributes, "PhotometricInterpretation"),
+            planar=number("PlanarConfiguration", "Planar Configuration", 0),
+        )
+    )
+
+
+def _sensible(image: ImagePixel, max_frame_length: int = MAX_FRAME_LENGTH) -> ImagePixel:
+    bits, stored = image.bits_allocated, image.bits_stored
+    sensible = image.rows > 0 and image.columns > 0 and image.samples in (1, 3, 4) and image.frames > 0
+    if not (sensible and (bits == 1 or (bits % 8 == 0 and 8 <= bits <= 64)) and 1 <= stored <= bits):
+        raise CannotDecode("The image's dimensions or bit depths make no sense.")
+    if image.frame_bits > max_frame_length * 8:
+        raise CannotDecode(f"A frame of the image is larger than {max_frame_length} bytes.")
+    return image
+
+
+def _shifted(frame: bytes, first: int, bits: int) -> bytes:
+    """The `bits` bits of a native frame from the bit `first` on, from the lowest bit of the first byte on."""
+    if bits % 8 == 0 and first == 0:
+        return frame
+    value = int.from_bytes(frame, "little") >> first
+    return (value & (1 << bits) - 1).to_bytes(-(-bits // 8), "little")

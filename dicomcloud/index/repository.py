@@ -549,6 +549,7 @@ _IN_ORDER: Final = " ORDER BY r.number, r.uid, i.number, i.uid"
 _FRAMES: Final = f"{_ROW}, d.frames{_FROM}{_WITH_METADATA}{_ONE}"
 _BULK_DATA: Final = f"{_ROW}, d.bulk_data{_FROM}{_WITH_METADATA}{_ONE}"
 _DOCUMENT: Final = f"{_ROW}, d.document{_FROM}{_WITH_METADATA}{_ONE}"
+_DESCRIPTION: Final = f"{_ROW}, d.document, d.frames, d.bulk_data{_FROM}{_WITH_METADATA}{_ONE}"
 _DOCUMENTS: Final = (
     "SELECT i.id, i.uid, d.document FROM instance i JOIN instance_metadata d ON d.instance_key = i.id"
     f" WHERE i.id IN ({', '.join('?' * _BATCH)})"
@@ -630,6 +631,13 @@ class Index:
         """An instance and its DICOM JSON text."""
         row = self._run(_DOCUMENT, (sop_uid, series_uid, study_uid)).fetchone()
         return None if row is None else (_instance_row(row), zlib.decompress(row[12]))
+
+    def description(
+        self, study_uid: str, series_uid: str, sop_uid: str
+    ) -> tuple[InstanceRow, bytes, bytes | None, bytes] | None:
+        """An instance, its DICOM JSON text as zlib compressed it, and its packed tables of frames and bulk values."""
+        row = self._run(_DESCRIPTION, (sop_uid, series_uid, study_uid)).fetchone()
+        return None if row is None else (_instance_row(row), row[12], row[13], row[14])
 
     def documents(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> Iterator[bytes]:
         """The DICOM JSON text of each instance in the order of `instances`; no cursor stays open between two."""

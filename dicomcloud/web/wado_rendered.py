@@ -7,22 +7,23 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final
 
-import orjson
 from flask import Response, request
 
-from ..archive import Archive, InstanceRow
+from ..archive import Archive, ImageFile, InstanceRow
 from ..dicom import reports, waveforms
 from ..dicom.metadata import text
-from ..dicom.rendered_files import ImageFile, animation, frame_image, presented_images, thumbnail_image
+from ..dicom.presentation_state import PRESENTATION_STATES, referenced_images
+from ..dicom.rendered_files import animation, frame_image, thumbnail_image
 from ..dicom.rendering import IMAGE_TYPES
 from ..dicom.rendering_parameters import Rendering, parse_rendering
 from ..dicom.stored_image import CannotRender
-from ..errors import BadRequest, NotAcceptable, NotFound
+from ..dicom.values import Attributes
+from ..errors import BadRequest, Gone, NotAcceptable, NotFound
 from .multipart import OutgoingPart
 from .negotiation import Choice, Offer
 from .openapi import content, faults, query
 from .responses import negotiated, not_modified, warning
-from .retrieve import Source, attributes_of, blueprint, entity_tag, instance_url, multipart, single_part
+from .retrieve import Source, blueprint, entity_tag, instance_url, multipart, single_part
 from .service import check_uids, current_service, service_url
 from .wado_frames import frame_numbers
 
@@ -84,20 +85,19 @@ def retrieve_rendered_series(study: str, series: str) -> Response:
 @blueprint.doc(summary="Retrieve Rendered Instance", **_RENDERED)
 def retrieve_rendered_instance(study: str, series: str, instance: str) -> Response:
     check_uids(study=study, series=series, instance=instance)
-    (row,) = current_service().archive.instances(study, series, instance)
+    row, file = current_service().archive.described(study, series, instance)
     rendering, warnings = parse_rendering(_pairs())
-    attributes = attributes_of(row)
-    types = reports.media_types_of(attributes, row.transfer_syntax)
+    types = rendered_types(row, file)
     choice = negotiated([Offer(kind, multipart=parts) for parts in (False, True) for kind in types])
     location = f"{instance_url(row)}/rendered"
-    return send_rendered(row, attributes, choice, rendering, location, warnings)
+    return send_rendered(row, file, choice, rendering, location, warnings)
 
 
 @blueprint.route("/studies/<study>/series/<series>/instances/<instance>/frames/<frame_list>/rendered")
 @blueprint.doc(summary="Retrieve Rendered Frames", **_RENDERED)
 def retrieve_rendered_frames(study: str, series: str, instance: str, frame_list: str) -> Response:
     check_uids(study=study, series=series, instance=instance)
-    row, numbers = _frames(study, series, instance, frame_list)
+    row, file, numbers = _frames(study, series, instance, frame_list)
     rendering, warnings = parse_rendering(_pairs())
     kinds = [
         Offer(kind, multipart=parts)
@@ -112,9 +112,9 @@ def retrieve_rendered_frames(study: str, series: str, instance: str, frame_list:
     archive = current_service().archive
     kind = choice.offer.media_type
     if len(numbers) == 1:
-        picture = archive.rendered(row, frame_image, numbers[0], rendering, kind)
+        picture = archive.rendered(row, file, frame_image, numbers[0], rendering, kind)
         return _one(picture, choice, etag, f"{location}/{numbers[0]}/rendered", warnings)
-    pictures = (archive.rendered(row, frame_image, number, rendering, kind) for number in numbers)
+    pictures = (archive.rendered(row, file, frame_image, number, rendering, kind) for number in numbers)
     parts = (
         _part(picture, kind, f"{location}/{number}/rendered") for number, picture in zip(numbers, pictures, strict=True)
     )
@@ -143,13 +143,15 @@ def _parts_of_all(
 ) -> Iterator[OutgoingPart]:
     found = False
     for row in rows:
-        _, document = archive.document(row.study_uid, row.series_uid, row.sop_uid)
-        attributes = _parsed(document)
-        if kind not in reports.media_types_of(attributes, row.transfer_syntax):
+        try:
+            _, file = archive.described(row.study_uid, row.series_uid, row.sop_uid)
+        except (NotFound, Gone):  # deleted meanwhile
+            continue
+        if kind not in reports.media_types_of(file.attributes, row.transfer_syntax):
             continue
         location = f"{base}/studies/{row.study_uid}/series/{row.series_uid}/instances/{row.sop_uid}/rendered"
         try:
-            for piece in _pieces(archive, row, attributes, kind, rendering, alone=kind in _ANIMATED):
+            for piece in _pieces(archive, row, file, kind, rendering, alone=kind in _ANIMATED):
                 found = True
                 yield _part(piece, kind, location)
         except (CannotRender, waveforms.CannotDraw, BadRequest):
@@ -160,7 +162,7 @@ def _parts_of_all(
 
 def send_rendered(
     row: InstanceRow,
-    attributes: dict[str, Any],
+    file: ImageFile,
     choice: Choice,
     rendering: Rendering,
     location: str,
@@ -178,12 +180,12 @@ def send_rendered(
         return _warned(single_part(_stream(archive, row, kind, location), etag), warnings)
     if (
         kind not in IMAGE_TYPES
-        and (document := reports.encapsulated_document(attributes))
+        and (document := reports.encapsulated_document(file.attributes))
         and document.media_type == kind
     ):
         return _warned(_send_document(archive, row, document, choice, etag, location), warnings)
     alone = not choice.offer.multipart
-    pieces = _pieces(archive, row, attributes, kind, rendering, alone=alone, frame=frame)
+    pieces = _pieces(archive, row, file, kind, rendering, alone=alone, frame=frame)
     if alone:
         return _one(next(pieces), choice, etag, location, warnings)
     parts = _first_now(_part(piece, kind, location) for piece in pieces)
@@ -193,7 +195,7 @@ def send_rendered(
 def _pieces(
     archive: Archive,
     row: InstanceRow,
-    attributes: dict[str, Any],
+    file: ImageFile,
     kind: str,
     rendering: Rendering,
     *,
@@ -201,6 +203,7 @@ def _pieces(
     frame: int | None = None,
 ) -> Iterator[bytes]:
     """The renderings of an instance; with `alone`, the one that stands for all."""
+    attributes = file.attributes
     if kind in _PAGES:
         bulk = partial(_octets, archive, row)
         yield (
@@ -212,43 +215,57 @@ def _pieces(
         samples = partial(_octets, archive, row)
         draw = waveforms.waveform_svg if kind == "image/svg+xml" else waveforms.waveform_png
         yield draw(attributes, samples, annotate=rendering.annotation)
-    elif not row.number_of_frames:  # a presentation state
-        images = presented_images(archive.image_file(row), _referenced(archive, row, attributes), rendering, kind)
-        yield from images[:1] if alone else images
+    elif row.sop_class_uid in PRESENTATION_STATES:
+        yield from islice(_presented(archive, row, file, kind, rendering), 1 if alone else None)
     elif kind in _ANIMATED and alone and frame is None and row.number_of_frames > 1:
-        yield archive.rendered(row, animation, rendering, kind)
+        yield archive.rendered(row, file, animation, rendering, kind)
     elif alone or frame is not None:
-        yield archive.rendered(row, frame_image, frame or representative_frame(row, attributes), rendering, kind)
+        number = frame or representative_frame(row, attributes)
+        yield archive.rendered(row, file, frame_image, number, rendering, kind)
     else:
         for number in range(1, row.number_of_frames + 1):
-            yield archive.rendered(row, frame_image, number, rendering, kind)
+            yield archive.rendered(row, file, frame_image, number, rendering, kind)
 
 
-def representative_frame(row: InstanceRow, attributes: dict[str, Any]) -> int:
+def _presented(
+    archive: Archive, state_row: InstanceRow, state: ImageFile, kind: str, rendering: Rendering
+) -> Iterator[bytes]:
+    """The images that a presentation state refers to, in its order, as it wants them to be seen."""
+    images = _referenced_images(archive, state_row, state)
+    for uid, numbers in referenced_images(state.attributes):
+        if uid in images:
+            row, file = archive.described(state_row.study_uid, images[uid].series_uid, uid)
+            for number in numbers or range(1, row.number_of_frames + 1):
+                yield archive.rendered(row, file, frame_image, number, rendering, kind, state)
+
+
+def rendered_types(row: InstanceRow, file: ImageFile) -> tuple[str, ...]:
+    """The media types in which an instance can be had now, the default one first; never empty.
+
+    A presentation state none of whose images is here can be read only.
+    """
+    types = reports.media_types_of(file.attributes, row.transfer_syntax)
+    if row.sop_class_uid in PRESENTATION_STATES and not _referenced_images(current_service().archive, row, file):
+        return tuple(kind for kind in types if kind not in IMAGE_TYPES)
+    return types
+
+
+def _referenced_images(archive: Archive, row: InstanceRow, state: ImageFile) -> dict[str, InstanceRow]:
+    """Those of the images that a presentation state refers to that are stored, by SOP Instance UID."""
+    wanted = {uid for uid, _ in referenced_images(state.attributes)}
+    return {
+        other.sop_uid: other
+        for other in archive.instances(row.study_uid)
+        if other.sop_uid in wanted and other.number_of_frames
+    }
+
+
+def representative_frame(row: InstanceRow, attributes: Attributes) -> int:
     """Representative Frame Number (0028,6010), else the frame in the middle."""
     declared = text(attributes, "RepresentativeFrameNumber")
     if declared.isdigit() and 1 <= int(declared) <= row.number_of_frames:
         return int(declared)
     return max(1, (row.number_of_frames + 1) // 2)
-
-
-def _referenced(archive: Archive, row: InstanceRow, attributes: dict[str, Any]) -> dict[str, ImageFile]:
-    """SOP Instance UID → file, of the images in the same study that a presentation state refers to."""
-    wanted = set(_uids(attributes))
-    return {
-        other.sop_uid: archive.image_file(other)
-        for other in archive.instances(row.study_uid)
-        if other.sop_uid in wanted and other.sop_uid != row.sop_uid
-    }
-
-
-def _uids(attributes: dict[str, Any]) -> Iterator[str]:
-    for key, element in attributes.items():
-        if key == "00081155":
-            yield from element.get("Value", ())
-        elif element.get("vr") == "SQ":
-            for item in element.get("Value", ()):
-                yield from _uids(item)
 
 
 # ------------------------------------------------------------------------------------------------ thumbnails
@@ -276,22 +293,27 @@ def retrieve_instance_thumbnail(study: str, series: str, instance: str) -> Respo
 @blueprint.doc(summary="Retrieve Frame Thumbnail", **_THUMBNAIL)
 def retrieve_frame_thumbnail(study: str, series: str, instance: str, frame_list: str) -> Response:
     check_uids(study=study, series=series, instance=instance)
-    row, numbers = _frames(study, series, instance, frame_list)
-    return _send_thumbnail(row, numbers[0], f"{instance_url(row)}/frames/{frame_list}/thumbnail")
+    row, file, numbers = _frames(study, series, instance, frame_list)
+    return _send_thumbnail(row, file, numbers[0], f"{instance_url(row)}/frames/{frame_list}/thumbnail")
 
 
 def _thumbnail(study: str, series: str | None = None, instance: str | None = None) -> Response:
     check_uids(study=study, series=series, instance=instance)
     archive = current_service().archive
-    rows = [row for row in archive.instances(study, series, instance) if row.number_of_frames]
     location = request.base_url
+    if series is not None and instance is not None:
+        row, file = archive.described(study, series, instance)
+        if not row.number_of_frames:
+            raise NotFound("The instance is no image; there is no thumbnail of it")
+        return _send_thumbnail(row, file, representative_frame(row, file.attributes), location)
     faults: list[str] = []
+    rows = [row for row in archive.instances(study, series) if row.number_of_frames]
     for row in islice(_most_telling(rows), _TRIED):
-        attributes = attributes_of(row)
-        if instance is None and text(attributes, "BurnedInAnnotation") == "YES":
+        row, file = archive.described(row.study_uid, row.series_uid, row.sop_uid)
+        if text(file.attributes, "BurnedInAnnotation") == "YES":
             continue
         try:
-            return _send_thumbnail(row, representative_frame(row, attributes), location)
+            return _send_thumbnail(row, file, representative_frame(row, file.attributes), location)
         except CannotRender as error:
             faults.append(str(error))
     raise NotFound(faults[0] if faults else "There is no image to make a thumbnail of")
@@ -309,14 +331,14 @@ def _most_telling(rows: Sequence[InstanceRow]) -> Iterator[InstanceRow]:
         yield from sorted(group, key=lambda row: abs(group.index(row) - middle))[:3]
 
 
-def _send_thumbnail(row: InstanceRow, number: int, location: str) -> Response:
+def _send_thumbnail(row: InstanceRow, file: ImageFile, number: int, location: str) -> Response:
     rendering, warnings = parse_rendering((key, value) for key, value in _pairs() if key == "viewport")
     choice = negotiated([Offer(kind) for kind in IMAGE_TYPES])
     etag = entity_tag(choice, row.file_key, "thumbnail", number, rendering.viewport)
     if answer := not_modified(etag):
         return answer
     archive = current_service().archive
-    picture = archive.rendered(row, thumbnail_image, number, rendering.viewport, choice.offer.media_type)
+    picture = archive.rendered(row, file, thumbnail_image, number, rendering.viewport, choice.offer.media_type)
     return _one(picture, choice, etag, location, warnings)
 
 
@@ -327,14 +349,14 @@ def _pairs() -> list[tuple[str, str]]:
     return list(request.args.items(multi=True))
 
 
-def _frames(study: str, series: str, instance: str, frame_list: str) -> tuple[InstanceRow, list[int]]:
+def _frames(study: str, series: str, instance: str, frame_list: str) -> tuple[InstanceRow, ImageFile, list[int]]:
     numbers = frame_numbers(frame_list)
-    row, frames = current_service().archive.frames(study, series, instance)
-    if frames is None:
+    row, file = current_service().archive.described(study, series, instance)
+    if not row.number_of_frames:
         raise NotFound("The instance has no pixel data, thus no frames")
-    if max(numbers) > frames.count:
-        raise NotFound(f"The instance has {frames.count} frames; there is no frame {max(numbers)}")
-    return row, numbers
+    if max(numbers) > row.number_of_frames:
+        raise NotFound(f"The instance has {row.number_of_frames} frames; there is no frame {max(numbers)}")
+    return row, file, numbers
 
 
 def _one(content_: bytes, choice: Choice, etag: str, location: str, warnings: Sequence[str]) -> Response:
@@ -397,11 +419,6 @@ def _octets(archive: Archive, row: InstanceRow, path: str) -> bytes:
     file, size = archive.open_bulk_value(row, value)
     with file:
         return file.read(size)
-
-
-def _parsed(document: bytes) -> dict[str, Any]:
-    attributes: dict[str, Any] = orjson.loads(document)
-    return attributes
 
 
 def _warned(response: Response, warnings: Sequence[str]) -> Response:

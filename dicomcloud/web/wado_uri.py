@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import orjson
 from flask import Response, request
 from flask_smorest import Blueprint
 
-from ..archive import InstanceRow
-from ..dicom import reports
+from ..archive import ImageFile, InstanceRow
 from ..dicom.attributes import is_uid
 from ..dicom.deidentification import CannotDeidentify
 from ..dicom.metadata import native_model_xml
@@ -18,7 +17,7 @@ from ..dicom.pixel_data import CannotTranscode, leaves_as_stored
 from ..dicom.rendered_files import frame_image
 from ..dicom.rendering import IMAGE_TYPES
 from ..dicom.rendering_parameters import Rendering, UriRendering, parse_uri_rendering
-from ..errors import BadRequest, NotAcceptable
+from ..errors import BadRequest, NotAcceptable, NotFound
 from .auth import check_visible
 from .multipart import OutgoingPart
 from .negotiation import Choice, Offer
@@ -31,12 +30,11 @@ from .retrieve import (
     OCTET_STREAM,
     Source,
     Unattainable,
-    attributes_of,
     entity_tag,
     single_part,
 )
 from .service import current_service, service_url
-from .wado_rendered import representative_frame, send_rendered
+from .wado_rendered import rendered_types, representative_frame, send_rendered
 from .wado_rs import ENCODABLE, single_instance
 
 blueprint = Blueprint("WADO-URI", __name__, description="Retrieve by query parameters (PS3.18 9)")
@@ -89,12 +87,11 @@ def retrieve_by_uri() -> Response:
     check_visible(uids[0])
     _check_charset(_parameter("charset"))
     asked, warnings = parse_uri_rendering(request.args.items(multi=True))
-    (row,) = current_service().archive.instances(*uids)
+    row, file = current_service().archive.described(*uids)
     anonymize = _anonymize(_parameter("anonymize"))
     if asked.frame is not None and asked.frame > max(row.number_of_frames, 1):
         raise BadRequest(f"frameNumber is {asked.frame}; the object has {row.number_of_frames} frames")
-    attributes = attributes_of(row)
-    rendered = reports.media_types_of(attributes, row.transfer_syntax)
+    rendered = rendered_types(row, file)
     kind = _kind(_wanted_types(), rendered)
     if kind not in (*rendered, *_OTHER):
         raise NotAcceptable(f"contentType {kind[:80]!r} is not available; available: {', '.join((*rendered, *_OTHER))}")
@@ -103,19 +100,19 @@ def retrieve_by_uri() -> Response:
             return _send_deidentified(row)
         if anonymize:
             raise BadRequest(f"anonymize goes with contentType=application/dicom only, not with {kind}")
-        return _send_data(row, attributes, kind, asked)
+        return _send_data(row, kind, asked)
     if anonymize:
         raise BadRequest(f"anonymize goes with contentType=application/dicom only, not with {kind}")
     if _parameter("transferSyntax"):
         raise BadRequest("transferSyntax goes with contentType=application/dicom only")
     if asked.presentation_state is not None:
-        return _send_presented(row, attributes, kind, asked, warnings)
+        return _send_presented(row, file, kind, asked, warnings)
     location = request.url
     choice = Choice(Offer(kind))
     frame = asked.frame or (
-        representative_frame(row, attributes) if kind in IMAGE_TYPES and kind != "image/gif" else None
+        representative_frame(row, file.attributes) if kind in IMAGE_TYPES and kind != "image/gif" else None
     )
-    return send_rendered(row, attributes, choice, asked.rendering, location, warnings, frame=frame)
+    return send_rendered(row, file, choice, asked.rendering, location, warnings, frame=frame)
 
 
 def _wanted_types() -> list[str]:
@@ -156,7 +153,7 @@ def _kind(types: Sequence[str], rendered: Sequence[str]) -> str:
     return types[0] if types else own
 
 
-def _send_data(row: InstanceRow, attributes: dict[str, Any], kind: str, asked: UriRendering) -> Response:
+def _send_data(row: InstanceRow, kind: str, asked: UriRendering) -> Response:
     for name in _ONLY_RENDERED:
         if name in request.args:
             raise BadRequest(f"{name} goes with rendered media types only, not with {kind}")
@@ -174,7 +171,8 @@ def _send_data(row: InstanceRow, attributes: dict[str, Any], kind: str, asked: U
             raise NotAcceptable("The object has no pixel data, thus no application/octet-stream")
         data = archive.frame_as(row, frames, asked.frame or 1, EXPLICIT_LITTLE_ENDIAN)
     else:
-        document = with_bulk_data_urls(orjson.dumps(attributes), service_url())
+        _, document = current_service().archive.document(row.study_uid, row.series_uid, row.sop_uid)
+        document = with_bulk_data_urls(document, service_url())
         data = document if kind == DICOM_JSON else native_model_xml(orjson.loads(document))
     headers = {"Content-Type": kind, "Content-Location": request.url}
     return single_part(OutgoingPart(headers, len(data), [data]), etag)
@@ -198,21 +196,21 @@ def _send_dicom(row: InstanceRow) -> Response:
 
 
 def _send_presented(
-    row: InstanceRow, attributes: dict[str, Any], kind: str, asked: UriRendering, warnings: Sequence[str]
+    row: InstanceRow, file: ImageFile, kind: str, asked: UriRendering, warnings: Sequence[str]
 ) -> Response:
     """The image as a presentation state of the same study wants it to be seen (PS3.18 9.5.1.2.8)."""
     assert asked.presentation_state is not None
     archive = current_service().archive
     series, uid = asked.presentation_state
-    states = archive.index.instances(row.study_uid, series, uid)
-    if not states:
-        raise BadRequest(f"presentationUID: there is no presentation state {uid} in the series {series}")
-    etag = entity_tag(None, row.file_key, states[0].file_key, kind, asked)
+    try:
+        state_row, state = archive.described(row.study_uid, series, uid)
+    except NotFound:
+        raise BadRequest(f"presentationUID: there is no presentation state {uid} in the series {series}") from None
+    etag = entity_tag(None, row.file_key, state_row.file_key, kind, asked)
     if answer := not_modified(etag):
         return answer
-    state = archive.image_file(states[0])
     rendering: Rendering = asked.rendering
-    data = archive.rendered(row, frame_image, representative_frame(row, attributes), rendering, kind, state)
+    data = archive.rendered(row, file, frame_image, representative_frame(row, file.attributes), rendering, kind, state)
     response = single_part(
         OutgoingPart({"Content-Type": kind, "Content-Location": request.url}, len(data), [data]), etag
     )
