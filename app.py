@@ -48,7 +48,7 @@ def open_archive(configuration: Settings) -> Archive:
             deidentify_on_retrieve=partial(deidentifier, "BasicProfile", "CleanPixelData"),
         )
     except ValueError as error:
-        raise settings.SettingsError(str(error)) from None
+        raise settings.SettingsError(f"Setting database_url or storage_url: {error}") from None
 
 
 def create_app(configuration: Settings | None = None) -> Flask:

@@ -55,7 +55,7 @@ class Option:
 
 
 def _without_password(text: str) -> str:
-    text = re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", text)
+    text = re.sub(r"(://[^/@:]*):\S*@", r"\1:***@", text)
     return re.sub(r"([?&](?:connection_string|sas)=)[^&]*", r"\1***", text)
 
 
@@ -215,6 +215,16 @@ def _parse_storage_url(value: Any) -> str:
     return text
 
 
+_DATABASE_SCHEMES = ("sqlite:///", "mssql://")
+
+
+def _parse_database_url(value: Any) -> str:
+    text = _text(value)
+    if text and not any(text.startswith(scheme) and len(text) > len(scheme) for scheme in _DATABASE_SCHEMES):
+        raise ValueError
+    return text
+
+
 def _parse_folder(value: Any) -> str:
     if not _text(value) or "\0" in value:
         raise ValueError
@@ -312,7 +322,9 @@ PUBLIC_URL = Kind("URL", "an http or https URL such as https://pacs.example, or 
 ROOT = Kind("path", "a path such as /dicomweb, not one that the server uses for something else", _parse_root)
 FLAG = Kind("`true` or `false`", "true or false", _parse_flag, lambda value: str(value).lower())
 INTERNAL_PATH = Kind("path", "a path such as /stored, or nothing", _parse_internal_path)
-DATABASE_URL = Kind("URL", "sqlite:///PATH, or nothing", _url_with("sqlite:///"))
+DATABASE_URL = Kind(
+    "URL", "sqlite:///PATH or mssql://USER:PASSWORD@HOST:1433/DATABASE, or nothing", _parse_database_url
+)
 STORAGE_URL = Kind(
     "URL", "file://FOLDER, s3://BUCKET/PREFIX?endpoint=…, azure://CONTAINER?account=…, or nothing", _parse_storage_url
 )
@@ -412,7 +424,8 @@ class Settings:
     database_url: str = _option(
         "",
         DATABASE_URL,
-        "Where the index is, as `sqlite:///PATH`. Empty: `index.sqlite3` in the data directory.",
+        "Where the index is: `sqlite:///PATH`, or MS SQL Server as `mssql://USER:PASSWORD@HOST:1433/DATABASE` (see "
+        "docs/sql-server.md). Empty: `index.sqlite3` in the data directory.",
     )
     storage_url: str = _option(
         "",

@@ -6,6 +6,8 @@ from typing import Any
 
 from peewee import BigAutoField, BigIntegerField, BlobField, CharField, ForeignKeyField, IntegerField, Model, TextField
 
+from dicomcloud.index.database import CoveringIndex
+
 
 class Table(Model):
     class Meta:
@@ -58,14 +60,16 @@ class Study(Table):
 
 # The order of study searches; what follows the key is there so that wildcard searches need not read the rows.
 Study.add_index(
-    Study.index(
-        Study.study_datetime.desc(),
-        Study.id.desc(),
-        Study.patient_id,
-        Study.patient_name,
-        Study.accession_number,
-        Study.referring_physician_name,
-        Study.study_description,
+    CoveringIndex(
+        Study,
+        [Study.study_datetime.desc(), Study.id.desc()],
+        include=[
+            Study.patient_id,
+            Study.patient_name,
+            Study.accession_number,
+            Study.referring_physician_name,
+            Study.study_description,
+        ],
         name="study_newest",
     )
 )

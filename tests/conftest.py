@@ -16,6 +16,7 @@ from app import create_app, open_archive
 from dicomcloud import cli
 from dicomcloud.archive import Archive
 from dicomcloud.settings import Settings, load
+from tests.databases import WorkDatabase, work_database
 from tests.emulators import azurite, s3_server
 
 __all__ = ["azurite", "s3_server"]
@@ -23,8 +24,21 @@ __all__ = ["azurite", "s3_server"]
 AppMaker = Callable[..., Flask]
 
 
+@pytest.fixture(scope="session")
+def server_database() -> Iterator[WorkDatabase | None]:
+    """The database of this process on the server under test; None where the tests run on SQLite."""
+    with work_database() as work:
+        yield work
+
+
 @pytest.fixture
-def make_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AppMaker]:
+def server_url(server_database: WorkDatabase | None) -> str:
+    """The URL of an empty, migrated database on the server under test, '' where the tests run on SQLite."""
+    return server_database.reset() if server_database else ""
+
+
+@pytest.fixture
+def make_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server_url: str) -> Iterator[AppMaker]:
     """Applications over one data directory, with the settings given as text, as in the environment."""
     monkeypatch.chdir(tmp_path)  # away from a dicomcloud.toml of the developer
     made: list[Flask] = []
@@ -33,6 +47,8 @@ def make_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AppMak
         environment = {f"DICOMCLOUD_{name.upper()}": str(value) for name, value in settings.items()}
         environment.setdefault("DICOMCLOUD_DATA_DIR", str(tmp_path / "data"))
         environment.setdefault("DICOMCLOUD_MIN_FREE_BYTES", "0")
+        if server_url:
+            environment.setdefault("DICOMCLOUD_DATABASE_URL", server_url)
         made.append(create_app(load_settings(environment)))
         return made[-1]
 

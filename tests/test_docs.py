@@ -19,8 +19,7 @@ from dicomcloud.settings import CONFIG_VARIABLE, OPTIONS, load, markdown_table
 from tests.test_cli import serving
 
 PROJECT = Path(__file__).resolve().parent.parent
-PATHS = {str(path.relative_to(PROJECT)): path for path in (*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md"))}
-PAGES = {name.removeprefix("docs/"): path.read_text(encoding="utf-8") for name, path in PATHS.items()}
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"))}
 README, SETTINGS, CHANGELOG = PAGES["README.md"], PAGES["settings.md"], PAGES["CHANGELOG.md"]
 TARGETS = set(re.findall(r"^([a-z]+):.*## ", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
@@ -54,7 +53,7 @@ def test_a_make_target_that_is_shown_exists(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_file_that_is_linked_exists(page: str) -> None:
-    folder = (PROJECT / page if (PROJECT / page).exists() else PROJECT / "docs" / page).parent
+    folder = PROJECT if (PROJECT / page).exists() else PROJECT / "docs"
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", PAGES[page])
     assert [link for link in links if not (folder / link).exists()] == []
 

@@ -153,7 +153,7 @@ def test_a_password_in_a_url_is_not_shown() -> None:
     option = next(option for option in OPTIONS if option.name == "public_url")
     assert option.show("https://user:secret@pacs.example") == "https://user:***@pacs.example"
     with pytest.raises(SettingsError) as caught:
-        load(None, {"DICOMCLOUD_DATABASE_URL": "mssql://sa:secret@host/db"})
+        load(None, {"DICOMCLOUD_DATABASE_URL": "mysql://sa:secret/@host/db"})
     assert "secret" not in str(caught.value)
 
 

@@ -1,14 +1,8 @@
-"""URL → database, connections, migrations. Every difference between databases lives in this file.
+"""URL → database, connections, migrations. What differs between databases is in the classes of this file and of
+`sql_server.py`.
 
-The rest of the index writes plain SQL with `?` for values and asks the database object for what differs:
-
-    run, write, insert      a statement; a transaction that may write; a row with a key made by the database
-    page                    LIMIT/OFFSET
-    append_only             protect a table from changes
-    like, like_pattern      LIKE with `*` and `?` as wildcards, compared as binary
-    stored_matches          matching of an attribute that has no column, in the stored DICOM JSON
-
-A second database is another class with these methods.
+The rest of the index writes plain SQL with `?` for values, such as both databases understand, and asks the database
+object for what differs: see `Database`.
 """
 
 from __future__ import annotations
@@ -19,15 +13,17 @@ import os
 import sqlite3
 import weakref
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 
 import orjson
 import peewee
 from playhouse import migrations
+from playhouse.migrate import SchemaMigrator, SqliteMigrator
 
 from dicomcloud.diagnosis import Diagnosis, fault, good
 from dicomcloud.dicom.attributes import json_key
@@ -84,7 +80,135 @@ class _Connection(sqlite3.Connection):
     """sqlite3.Connection that can be referenced weakly."""
 
 
-class Database(peewee.SqliteDatabase):
+class Cursor(Protocol):
+    """What `run` returns."""
+
+    @property
+    def rowcount(self) -> int: ...
+
+    def fetchone(self) -> Any: ...
+
+    def fetchall(self) -> list[Any]: ...
+
+
+Work = TypeVar("Work")
+
+
+class Database(peewee.Database):
+    """What every database does for the index."""
+
+    def run(self, sql: str, parameters: Sequence[Any] = ()) -> Cursor:
+        """Execute one statement; read the cursor to its end before the next one. Raises Unavailable."""
+        raise NotImplementedError
+
+    def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Sequence[Any]]:
+        """The rows of a SELECT one by one; other statements may run meanwhile."""
+        raise NotImplementedError
+
+    def write(self) -> AbstractContextManager[Any]:
+        """A transaction of the only writer, committed at the end of the block. Raises Unavailable."""
+        raise NotImplementedError
+
+    def repeated(self, work: Callable[[], Work]) -> Work:
+        """`work()`, and again from its start where the server has undone it (deadlock, lost connection)."""
+        return work()
+
+    def insert(self, sql: str, parameters: Sequence[Any]) -> int:
+        """Execute an `INSERT INTO … VALUES …` of one row with a key `id`; the key the database has given it."""
+        raise NotImplementedError
+
+    def page(self, limit: int, offset: int) -> tuple[str, list[Any]]:
+        """The end of a SELECT with ORDER BY that returns `limit` rows (1 or more) from `offset` on."""
+        raise NotImplementedError
+
+    def like(self, column: str) -> str:
+        """A condition with one value, made by `like_pattern`, that compares as binary."""
+        raise NotImplementedError
+
+    def like_pattern(self, pattern: str) -> str:
+        """A DICOM wildcard pattern (`*`, `?`) as a LIKE pattern."""
+        raise NotImplementedError
+
+    def stored_matches(self, column: str, match: Match, *, compressed: bool = False) -> tuple[str, list[Any]] | None:
+        """A condition that the DICOM JSON in `column` fulfils `match`; None where the database cannot tell."""
+        raise NotImplementedError
+
+    def mentions(self, column: str, text: str) -> tuple[str, list[Any]]:
+        """A condition that the column has the text somewhere."""
+        raise NotImplementedError
+
+    def append_only(self, table: str) -> None:
+        """From now on rows of this table can be added, but neither changed nor deleted."""
+        raise NotImplementedError
+
+    def migrator(self) -> SchemaMigrator:
+        """Peewee's schema operations for this database."""
+        raise NotImplementedError
+
+    def migrating(self) -> AbstractContextManager[Any]:
+        """A transaction for migrations, of which one process at a time is in."""
+        raise NotImplementedError
+
+    def snapshot(self, path: Path) -> None:
+        """Copy the database as it is at one moment into a new SQLite file; writers are not kept waiting."""
+        raise NotImplementedError
+
+    def put_aside(self) -> Path | None:
+        """Rename the files of the database, so that the next connection makes a new one; where the old one is now."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Let others have the connection that Peewee has opened for this thread, where connections are shared."""
+
+    def diagnose(self) -> Iterator[Diagnosis]:
+        """What there is to say of the state of the database, for `doctor`."""
+        raise NotImplementedError
+
+
+class _HasDatabase(Protocol):
+    _database: Database
+
+
+Owner = TypeVar("Owner", bound=_HasDatabase)
+Given = ParamSpec("Given")
+
+
+def unit_of_work(method: Callable[Concatenate[Owner, Given], Work]) -> Callable[Concatenate[Owner, Given], Work]:
+    """A method that reads and then writes in one transaction: done again from its start where the server undid it."""
+
+    @wraps(method)
+    def repeated(self: Owner, /, *args: Given.args, **kwargs: Given.kwargs) -> Work:
+        return self._database.repeated(lambda: method(self, *args, **kwargs))
+
+    return repeated
+
+
+class CoveringIndex(peewee.ModelIndex):
+    """An index with columns that are there to be read and not to be searched by.
+
+    On SQL Server, whose keys are bounded (1,700 bytes), they are INCLUDEd; on SQLite they follow the others.
+    """
+
+    def __init__(self, model: Any, fields: Sequence[Any], include: Sequence[Any], **options: Any) -> None:
+        super().__init__(model, [*fields, *include], **options)
+        self._keys, self._include = list(fields), list(include)
+
+    def __sql__(self, ctx: Any) -> Any:
+        if not ctx.state.include_clause:
+            return super().__sql__(ctx)
+        bare: Any = self.clone()
+        bare._expressions, bare._where, bare._include = self._keys, None, []
+        peewee.ModelIndex.__sql__(bare, ctx)
+        with ctx.scope_values(subquery=True):
+            if self._include:
+                ctx.literal(" INCLUDE ").sql(peewee.EnclosedNodeList(self._include))
+            where: Any = vars(self).get("_where")
+            if where is not None:
+                ctx.literal(" WHERE ").sql(where)
+        return ctx
+
+
+class SQLite(peewee.SqliteDatabase, Database):
     """SQLite: one open connection per thread, none shared with a forked process.
 
     A commit is on the disk when it returns (WAL, synchronous=FULL). Several processes may use one file. With `frozen`,
@@ -126,7 +250,7 @@ class Database(peewee.SqliteDatabase):
         return self._thread_connection().execute(sql, parameters)
 
     def _thread_connection(self) -> sqlite3.Connection:
-        return cast("sqlite3.Connection", self.connection())  # type: ignore[no-untyped-call]
+        return cast("sqlite3.Connection", self.connection())
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -150,13 +274,11 @@ class Database(peewee.SqliteDatabase):
             raise
 
     def snapshot(self, path: Path) -> None:
-        """Copy the database as it is at one moment into a new file; writers are not kept waiting."""
         with closing(sqlite3.connect(path)) as target:
             self._thread_connection().backup(target)
             target.execute("PRAGMA journal_mode = delete")  # one file, readable where nothing can be written
 
     def put_aside(self) -> Path | None:
-        """Rename the files of the database, so that the next connection makes a new one; where the old one is now."""
         self.close()
         path = Path(self.database)
         target = path.with_name(f"{path.name}.{datetime.now(UTC):%Y%m%dT%H%M%S}.damaged")
@@ -169,12 +291,19 @@ class Database(peewee.SqliteDatabase):
             return None
         return target
 
+    def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Sequence[Any]]:
+        return iter(self.run(sql, parameters))
+
+    def migrating(self) -> AbstractContextManager[Any]:
+        return self.atomic("IMMEDIATE")
+
+    def migrator(self) -> SchemaMigrator:
+        return SqliteMigrator(self)
+
     def insert(self, sql: str, parameters: Sequence[Any]) -> int:
-        """Execute an INSERT of one row; the key the database has given it."""
         return self.run(sql, parameters).lastrowid or 0
 
     def append_only(self, table: str) -> None:
-        """From now on rows of this table can be added, but neither changed nor deleted."""
         for action in ("UPDATE", "DELETE"):
             self.run(
                 f"CREATE TRIGGER {table}_no_{action.lower()} BEFORE {action} ON {table}"
@@ -182,28 +311,27 @@ class Database(peewee.SqliteDatabase):
             )
 
     def page(self, limit: int, offset: int) -> tuple[str, list[Any]]:
-        """The end of a SELECT with ORDER BY that returns `limit` rows from `offset` on."""
         return "LIMIT ? OFFSET ?", [limit, offset]
 
     def like(self, column: str) -> str:
-        """A condition with one value, made by `like_pattern`."""
         return f"{column} LIKE ? ESCAPE '\\'"
 
     def like_pattern(self, pattern: str) -> str:
-        """A DICOM wildcard pattern (`*`, `?`) as a LIKE pattern."""
         for special in "\\%_":
             pattern = pattern.replace(special, "\\" + special)
         return pattern.replace("*", "%").replace("?", "_")
 
     def stored_matches(self, column: str, match: Match, *, compressed: bool = False) -> tuple[str, list[Any]]:
-        """A condition that the DICOM JSON in `column` fulfils `match`."""
         condition, values = f"dicom_matches({column}, ?)", [match.encode()]
         if compressed or match.kind is Kind.EMPTY:
             return condition, values
-        return f"(instr({column}, ?) > 0 AND {condition})", [f'"{json_key(match.tag)}"', *values]
+        mentions, text = self.mentions(column, f'"{json_key(match.tag)}"')
+        return f"({mentions} AND {condition})", [*text, *values]
+
+    def mentions(self, column: str, text: str) -> tuple[str, list[Any]]:
+        return f"instr({column}, ?) > 0", [text]
 
     def diagnose(self) -> Iterator[Diagnosis]:
-        """What there is to say of the state of the database, for `doctor`."""
         yield good("database", f"SQLite {sqlite3.sqlite_version}, {self.database}")
         synchronous = self.pragma("synchronous")
         if self.pragma("journal_mode") != "wal":
@@ -220,19 +348,26 @@ class Database(peewee.SqliteDatabase):
 
 
 def open_database(url: str) -> Database:
-    """The database of a URL: `sqlite:///relative/path`, `sqlite:////absolute/path` (`sqlite:///C:/path` on Windows).
+    """The database of a URL. Opens no connection. ValueError for any other URL.
 
-    Opens no connection. ValueError for any other URL.
+    `sqlite:///relative/path`, `sqlite:////absolute/path` (`sqlite:///C:/path` on Windows), or
+    `mssql://user:password@host:1433/database` (`sql_server.parse_url`).
     """
+    if url.startswith("mssql://"):
+        from dicomcloud.index.sql_server import SqlServer  # its driver is loaded where it is used only
+
+        return SqlServer(url)
     scheme, separator, path = url.partition(":///")
     if scheme != "sqlite" or not separator or not path or path.startswith(":"):
-        raise ValueError(f"{url!r} is not the URL of a database this version knows: sqlite:///path")
-    return Database(path)
+        raise ValueError(
+            f"{url!r} is not the URL of a database this version knows: sqlite:///path or mssql://user:password@host/name"
+        )
+    return SQLite(path)
 
 
 def open_snapshot(path: Path) -> Database:
     """The database in a file that nobody writes to; the folder may be read-only."""
-    return Database(str(path), frozen=True)
+    return SQLite(str(path), frozen=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -240,7 +375,7 @@ def open_snapshot(path: Path) -> Database:
 # the write-ahead log the parent is using. Connections of the parent's other threads, too, die with their threads in the
 # child, so all are held over the fork and then left alone for good.
 
-_open_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+_open_databases: weakref.WeakSet[SQLite] = weakref.WeakSet()
 _held: list[_Connection] = []
 
 
@@ -271,7 +406,10 @@ if hasattr(os, "register_at_fork"):
 
 def pending(database: Database, folder: Path) -> list[str]:
     """The names of the migrations in `folder` that the database has not seen, in order. Raises NewerDatabase."""
-    return _pending(_runner(database, folder))
+    try:
+        return _pending(_runner(database, folder))
+    finally:
+        database.release()
 
 
 def migrate(database: Database, folder: Path) -> list[str]:
@@ -280,10 +418,13 @@ def migrate(database: Database, folder: Path) -> list[str]:
     Raises NewerDatabase when the database knows a migration that `folder` has not.
     """
     runner = _runner(database, folder)
-    if not _pending(runner):
-        return []
-    with database.atomic("IMMEDIATE"):
-        names: list[str] = runner.up() if _pending(runner) else []
+    try:
+        if not _pending(runner):
+            return []
+        with database.migrating():
+            names: list[str] = runner.up() if _pending(runner) else []
+    finally:
+        database.release()
     for name in names:
         logger.info("applied migration %s", name)
     return names
@@ -292,13 +433,35 @@ def migrate(database: Database, folder: Path) -> list[str]:
 def revert(database: Database, folder: Path, target: str | None = None) -> list[str]:
     """Undo the last migration, or all back to and with `target`; their names. Data of dropped columns are lost."""
     runner = _runner(database, folder)
-    with database.atomic("IMMEDIATE"):
-        names: list[str] = runner.down(target)
+    try:
+        with database.migrating():
+            names: list[str] = runner.down(target)
+    finally:
+        database.release()
     return names
 
 
+class _Runner(migrations.Runner):
+    """Peewee's runner, which knows no migrator but those for its own databases."""
+
+    def __init__(self, database: Database, directory: str) -> None:
+        self.database, self.directory = database, directory
+        self.table_name, self.schema = "schema_migration", None
+        self.migrator = database.migrator()
+
+        class History(database.Model):  # type: ignore[name-defined]
+            name = peewee.CharField(unique=True)
+            applied = peewee.DateTimeField(default=datetime.now)
+
+            class Meta:
+                legacy_table_names = False
+                table_name = "schema_migration"
+
+        self.History = History
+
+
 def _runner(database: Database, folder: Path) -> Any:
-    return migrations.Runner(database, str(folder))
+    return _Runner(database, str(folder))
 
 
 def _pending(runner: Any) -> list[str]:

@@ -11,6 +11,8 @@ from typing import Final
 
 from peewee import BigAutoField, BigIntegerField, BlobField, CharField, ForeignKeyField, IntegerField, Model, TextField
 
+from dicomcloud.index.database import CoveringIndex
+
 #: Series or Instance Number of what has none, or one that is no integer: sorts behind all others.
 NO_NUMBER: Final = 2**63 - 1
 
@@ -72,14 +74,16 @@ class Study(Table):
 
 # The order of study searches; what follows the key is there so that wildcard searches need not read the rows.
 Study.add_index(
-    Study.index(
-        Study.study_datetime.desc(),
-        Study.id.desc(),
-        Study.patient_id,
-        Study.patient_name,
-        Study.accession_number,
-        Study.referring_physician_name,
-        Study.study_description,
+    CoveringIndex(
+        Study,
+        [Study.study_datetime.desc(), Study.id.desc()],
+        include=[
+            Study.patient_id,
+            Study.patient_name,
+            Study.accession_number,
+            Study.referring_physician_name,
+            Study.study_description,
+        ],
         name="study_newest",
     )
 )

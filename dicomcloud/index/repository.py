@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -28,7 +28,7 @@ from dicomcloud.dicom.attributes import (
 from dicomcloud.dicom.comparison import date_digits, name_groups, name_tokens, normalise, phonetic_code, time_digits
 from dicomcloud.dicom.matching import Match
 from dicomcloud.dicom.query import PATIENT_NAME, REFERRING_PHYSICIAN, Query
-from dicomcloud.index.database import Database
+from dicomcloud.index.database import Database, unit_of_work
 from dicomcloud.index.models import NO_NUMBER
 from dicomcloud.index.search import INSTANCE_KEYS, Search, SearchResult, study_condition
 
@@ -577,6 +577,7 @@ class Index:
         self._database = database
         self._run = database.run
 
+    @unit_of_work
     def add(self, new: Sequence[NewInstance], duplicates: Literal["reject", "keep", "replace"]) -> list[Outcome]:
         """Record instances whose files are in storage, in one transaction that is durable when this returns.
 
@@ -685,6 +686,7 @@ class Index:
             is not None
         )
 
+    @unit_of_work
     def remove(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> list[str]:
         """Remove what lies under the UIDs, and the series, study and patient left empty. [] if there is nothing.
 
@@ -720,10 +722,12 @@ class Index:
         """The keys of files that no row names any more."""
         return [key for (key,) in self._run("SELECT file_key FROM removed_file ORDER BY id").fetchall()]
 
-    def files_removed(self, keys: Iterable[str]) -> None:
+    @unit_of_work
+    def files_removed(self, keys: Collection[str]) -> None:
         """The files are gone from storage."""
-        with self._database.write() as connection:
-            connection.executemany("DELETE FROM removed_file WHERE file_key = ?", [(key,) for key in keys])
+        with self._database.write():
+            for key in keys:
+                self._run("DELETE FROM removed_file WHERE file_key = ?", (key,))
 
     def files(self, after: str = "") -> Iterator[tuple[str, int, bytes]]:
         """(key, size, checksum) of every current and superseded file by key, those behind the key `after`.
@@ -753,6 +757,7 @@ class Index:
         statement = "SELECT 1 FROM instance WHERE file_key = ? UNION ALL SELECT 1 FROM superseded WHERE file_key = ?"
         return self._run(statement, (key, key)).fetchone() is not None
 
+    @unit_of_work
     def drop_instance_of_file(self, key: str) -> None:
         """Forget the instance or superseded version whose file is lost; it leaves no tombstone."""
         with self._database.write():
@@ -761,6 +766,7 @@ class Index:
             if row is not None:
                 _Writer(self._database).delete([row])
 
+    @unit_of_work
     def clear(self) -> None:
         """Forget every instance, for a rebuild from the files.
 

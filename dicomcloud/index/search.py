@@ -6,19 +6,21 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Final
 
 import orjson
 
 from dicomcloud.dicom.attributes import EVERY_LEVEL, INDEXED_ATTRIBUTES, Level, json_key, level_of
 from dicomcloud.dicom.comparison import name_tokens, phonetic_code, shift
-from dicomcloud.dicom.matching import Kind, Match, matching_items
+from dicomcloud.dicom.matching import Kind, Match, matches, matching_items
 from dicomcloud.dicom.query import MODALITIES_IN_STUDY, PATIENT_NAME, REFERRING_PHYSICIAN, Query
 from dicomcloud.index.database import Database
 from dicomcloud.index.models import NO_NUMBER
 
 _Condition = tuple[str, list[Any]]
 
+_LISTED: Final = 2000  # ids that are listed in a statement
 _DAY: Final = 26 * 60  # minutes: the widest difference of two offsets from UTC
 #: The attributes in the row of an instance; the others are in its document.
 INSTANCE_KEYS: Final = tuple(json_key(row.tag) for row in INDEXED_ATTRIBUTES if row.level is Level.INSTANCE)
@@ -116,6 +118,7 @@ class Search:
         self._level = query.level
         self._conditions: list[_Condition] = []
         self._stored: list[_Condition] = []  # dear ones, tried last
+        self._unsure: list[Match] = []  # of which the conditions let too many pass: looked at here, row by row
         self._from = _SEARCH_FROM[self._level]
         self._join_study = _JOIN_STUDY[self._level]
         self._id = _ID[self._level]
@@ -169,17 +172,40 @@ class Search:
         else:
             condition = None
         if condition is None:
-            self._stored.append(self._stored_condition(match))
+            self._require(match)
         elif condition[0]:
             self._conditions.append(condition)
 
-    def _stored_condition(self, match: Match) -> _Condition:
+    def _require(self, match: Match) -> None:
+        """Have the stored DICOM JSON fulfil the match: the database sees to it, or, where it cannot, `_match_here`."""
+        condition = self._stored_condition(match)
+        if condition is not None:
+            self._stored.append(condition)
+            return
+        self._unsure.append(match)
+        column = self._stored_column(match)
+        if match.kind is not Kind.EMPTY and not column.startswith("d."):
+            self._stored.append(self._database.mentions(column, f'"{json_key(match.tag)}"'))
+
+    def _stored_column(self, match: Match) -> str:
+        """The column with the DICOM JSON that has the attribute."""
         if match.level is Level.INSTANCE and json_key(match.tag) not in INSTANCE_KEYS:
             if _WITH_METADATA not in self._from:
                 self._from += _WITH_METADATA
-            return self._database.stored_matches("d.document", match, compressed=True)
-        alias = {Level.STUDY: "s", Level.SERIES: "r", Level.INSTANCE: "i"}[match.level]
-        return self._database.stored_matches(f"{alias}.attributes", match)
+            return "d.document"
+        return {Level.STUDY: "s", Level.SERIES: "r", Level.INSTANCE: "i"}[match.level] + ".attributes"
+
+    def _stored_condition(self, match: Match) -> _Condition | None:
+        column = self._stored_column(match)
+        return self._database.stored_matches(column, match, compressed=column == "d.document")
+
+    def _only(self, condition: _Condition, match: Match, whole: Match) -> _Condition:
+        """What of `condition` fulfils `match` too; `whole` is the key of the search that `match` is a part of."""
+        stored = self._stored_condition(match)
+        if stored is None:
+            self._unsure.append(whole)
+            return condition
+        return f"({condition[0]} AND {stored[0]})", condition[1] + stored[1]
 
     def _text_condition(self, match: Match, column: str, length: int) -> _Condition | None:
         if any(len(value) >= length for value in match.values) and match.vr != "UI":
@@ -233,29 +259,42 @@ class Search:
             low, high = low[:8], high[:8]
         elif match.offset is not None:
             # The columns have the local time of each study: a wide range first, then the offsets exactly.
-            self._stored.append(self._stored_condition(match))
+            self._require(match)
             low, high = shift(low, -_DAY), shift(high, _DAY)
         return f"{column} >= ? AND {column} <= ?", [low, high]
 
-    def _name_condition(self, match: Match, column: str) -> _Condition | None:
+    def _name_condition(self, match: Match, column: str, whole: Match | None = None) -> _Condition | None:
+        whole = whole or match
         if match.kind is Kind.FUZZY:
             return self._fuzzy_condition(match, column)
         if match.kind is not Kind.NAME:
             return None
-        stored, stored_values = self._stored_condition(match)
         pattern = match.values[0]
         if len(match.values) > 1 or len(pattern) >= 200:
             if len(match.values) == 1 or not pattern.strip("*^"):
                 return None
-            coarse, values = self._alphabetic_condition(pattern, column)[:2]
-            return f"({coarse} AND {stored})", values + stored_values
+            return self._only(self._alphabetic_condition(pattern, column)[:2], match, whole)
         condition, values, exact = self._alphabetic_condition(pattern, column)
         if not exact:
-            condition, values = f"({condition} AND {stored})", values + stored_values
+            condition, values = self._only((condition, values), match, whole)
         # Few names have other groups, and a partial index knows them: apart, they do not slow down the rest.
         other, other_values = self._like(f"{column}_other", "*" + pattern.replace("^", "*") + "*")
-        others = f"SELECT s.id FROM study s WHERE {column}_other > '' AND {other} AND {stored}"
-        return f"(({condition}) OR s.id IN ({others}))", [*values, *other_values, *stored_values]
+        others = f"FROM study s WHERE {column}_other > '' AND {other}"
+        stored = self._stored_condition(match)
+        if stored is not None:
+            others, other_values = f"{others} AND {stored[0]}", [*other_values, *stored[1]]
+        elif exact:
+            ids = self._matching_ids(f"SELECT s.id, s.attributes {others}", other_values, match)
+            if ids is not None:
+                return (f"({condition} OR s.id IN ({','.join(map(str, ids))}))" if ids else condition), values
+            self._unsure.append(whole)
+        return f"(({condition}) OR s.id IN (SELECT s.id {others}))", [*values, *other_values]
+
+    def _matching_ids(self, statement: str, values: list[Any], match: Match) -> list[int] | None:
+        """The ids of rows (id, DICOM JSON) that fulfil the match; None where there are too many to list."""
+        rows = self._database.stream(statement, values)
+        ids = [row[0] for row in islice(rows, _LISTED) if matches(match, orjson.loads(row[1]))]
+        return ids if next(iter(rows), None) is None else None
 
     def _alphabetic_condition(self, pattern: str, column: str) -> tuple[str, list[Any], bool]:
         """A condition on the alphabetic group, and whether it is exact or only lets too many pass."""
@@ -293,8 +332,11 @@ class Search:
         together = _all(words)
         if words and not any("*" in value or "?" in value for value in match.values):
             return together
-        literal = self._name_condition(replace(match, kind=Kind.NAME), column)
-        literal = literal or self._stored_condition(replace(match, kind=Kind.NAME))
+        name = replace(match, kind=Kind.NAME)
+        literal = self._name_condition(name, column, match) or self._stored_condition(name)
+        if literal is None:
+            self._unsure.append(match)
+            return "1 = 1", []
         return _any([together, literal]) if words else literal
 
     # Result
@@ -302,14 +344,19 @@ class Search:
     def result(self) -> SearchResult:
         query = self._query
         where, values = _all(self._conditions + self._stored)
-        if self._join_study and _USES_STUDY.search(where):
+        columns = list(dict.fromkeys(map(self._stored_column, self._unsure)))
+        if self._join_study and _USES_STUDY.search(" ".join([where, *columns])):
             self._from += self._join_study
         where = f" WHERE {where}" if where else ""
-        found: list[Sequence[Any]] = []
-        if query.limit:
+        found: Sequence[Sequence[Any]] = []
+        if self._unsure:
+            found, total = self._match_here(where, values, columns)
+        elif query.limit:
             found = self._fetch(where, values)
         page = found[: query.limit]
-        if page and len(found) <= query.limit or not page and not query.offset and query.limit:
+        if self._unsure:
+            pass
+        elif page and len(found) <= query.limit or not page and not query.offset and query.limit:
             total = query.offset + len(page)
         else:
             total = self._count(where, values)
@@ -324,6 +371,27 @@ class Search:
     def _fetch(self, where: str, values: list[Any]) -> list[Sequence[Any]]:
         page, page_values = self._database.page(self._query.limit + 1, self._query.offset)
         inner = f"SELECT {self._id} AS id FROM {self._from}{where} ORDER BY {self._order} {page}"
+        return self._rows(inner, values + page_values)
+
+    def _match_here(self, where: str, values: list[Any], columns: list[str]) -> tuple[list[Sequence[Any]], int]:
+        """The page and the total, for a database that cannot match in DICOM JSON: every candidate is looked at."""
+        tests = [(columns.index(self._stored_column(match)) + 1, match) for match in self._unsure]
+        statement = f"SELECT {', '.join([self._id, *columns])} FROM {self._from}{where} ORDER BY {self._order}"
+        first, last = self._query.offset, self._query.offset + self._query.limit
+        ids, total = [], 0
+        for row in self._database.stream(statement, values):
+            documents = [orjson.loads(zlib.decompress(text) if isinstance(text, bytes) else text) for text in row[1:]]
+            if all(matches(match, documents[column - 1]) for column, match in tests):
+                if first <= total < last:
+                    ids.append(row[0])
+                total += 1
+        if not ids:
+            return [], total
+        table = {Level.STUDY: "study", Level.SERIES: "series", Level.INSTANCE: "instance"}[self._level]
+        return self._rows(f"SELECT id FROM {table} WHERE id IN ({','.join(map(str, ids))})", []), total
+
+    def _rows(self, inner: str, values: list[Any]) -> list[Sequence[Any]]:
+        """What results are built from, of the ids that the statement `inner` finds."""
         if self._level is Level.STUDY:
             columns, joins = _STUDY_RESULT, "JOIN study s ON s.id = p.id"
         elif self._level is Level.SERIES:
@@ -338,7 +406,7 @@ class Search:
                 columns += ", d.document"
                 joins += _WITH_METADATA
         statement = f"SELECT {columns} FROM ({inner}) p {joins} ORDER BY {self._outer_order}"
-        return self._database.run(statement, values + page_values).fetchall()
+        return self._database.run(statement, values).fetchall()
 
     def _count(self, where: str, values: list[Any]) -> int:
         if where:

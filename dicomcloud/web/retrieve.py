@@ -48,14 +48,12 @@ class Source:
         return self.pieces(0, self._size)
 
     @classmethod
-    def of_file(cls, open_file: Callable[[], BinaryIO], size: int, *, spans: bool | None = None) -> Source:
+    def of_file(cls, open_file: Callable[[], BinaryIO], size: int) -> Source:
         """The next `size` bytes of a file that is opened when its turn comes.
 
-        A server that can (`takes_file_spans`, asked here unless `spans` tells) takes a file on disk as it is, others
-        its bytes.
+        A server that can takes a file on disk as it is, others its bytes.
         """
-        if spans is None:
-            spans = takes_file_spans()
+        spans = TAKES_FILE_SPANS in request.environ
 
         def pieces(first: int, end: int) -> Iterator[Chunk]:
             file = open_file()
@@ -67,11 +65,6 @@ class Source:
                 yield from read_in_pieces(file, end - first)
 
         return cls(pieces, size)
-
-
-def takes_file_spans() -> bool:
-    """Whether the server of this request sends files from the kernel."""
-    return TAKES_FILE_SPANS in request.environ
 
 
 class Unattainable(Exception):

@@ -30,7 +30,6 @@ from .retrieve import (
     instance_url,
     multipart,
     single_part,
-    takes_file_spans,
 )
 from .service import check_uids, current_service, service_url
 from .wado_bulk import send_all_values
@@ -190,9 +189,8 @@ def _instance_parts(rows: Sequence[InstanceRow], transfer_syntax: str) -> Iterab
     if request.method == "HEAD":
         wanted = EXPLICIT_LITTLE_ENDIAN if transfer_syntax == AS_STORED else transfer_syntax
         return [OutgoingPart(_headers(wanted, urls[0]), None, ())]
-    spans = takes_file_spans()  # the parts are made while the answer leaves, when the request is no longer known
     parts = (
-        OutgoingPart(_headers(syntax, url), size, _opened(file, size, spans))
+        OutgoingPart(_headers(syntax, url), size, _opened(file, size))
         for url, (syntax, file, size) in zip(urls, instance_files(rows, transfer_syntax), strict=True)
     )
     first = next(parts)  # now: its failure is still an answer of its own
@@ -248,5 +246,5 @@ def _stored(archive: Archive, row: InstanceRow) -> Source:
     return Source.of_file(lambda: archive.open_file(row), row.size)
 
 
-def _opened(file: BinaryIO, size: int, spans: bool) -> Source:
-    return Source.of_file(lambda: file, size, spans=spans)
+def _opened(file: BinaryIO, size: int) -> Source:
+    return Source.of_file(lambda: file, size)

@@ -16,6 +16,7 @@ import pytest
 from dicomcloud.dicom.attributes import Level, json_key, tag_of, vr_of
 from dicomcloud.dicom.query import parse_query
 from dicomcloud.index import Index, NewInstance, SearchResult, migrate, open_database
+from tests.databases import SERVER, new_server_database
 
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
 _numbers = count(1)
@@ -75,13 +76,20 @@ Find = Callable[..., SearchResult]
 
 
 @pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    return f"sqlite:///{(tmp_path / 'index.db').as_posix()}"
+def database_url(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of an empty database; with the fixture `index`, of a migrated one."""
+    if not SERVER:
+        yield f"sqlite:///{(tmp_path / 'index.db').as_posix()}"
+    elif "index" in request.fixturenames:
+        yield request.getfixturevalue("server_url")
+    else:
+        with new_server_database() as url:
+            yield url
 
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database, migrated once."""
+    """An empty SQLite database, migrated once."""
     path = tmp_path_factory.mktemp("migrated") / "index.db"
     database = open_database(f"sqlite:///{path.as_posix()}")
     migrate(database, MIGRATIONS)
@@ -91,7 +99,8 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def index(database_url: str, migrated: Path) -> Iterator[Index]:
-    shutil.copy(migrated, database_url.removeprefix("sqlite:///"))
+    if not SERVER:
+        shutil.copy(migrated, database_url.removeprefix("sqlite:///"))
     database = open_database(database_url)
     yield Index(database)
     database.close()

@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,41 @@ import pytest
 from dicomcloud.errors import Unavailable
 from dicomcloud.index import Index, NewerDatabase, migrate, open_database, pending, revert
 from dicomcloud.index.models import TABLES
+from tests.databases import SERVER, new_server_database, on_sqlite
 
 from .conftest import MIGRATIONS, new_instance
 
 
+@pytest.fixture
+def other_url(tmp_path: Path) -> Iterator[str]:
+    """The URL of another empty database."""
+    if SERVER:
+        with new_server_database() as url:
+            yield url
+    else:
+        yield f"sqlite:///{(tmp_path / 'other.db').as_posix()}"
+
+
 @pytest.mark.parametrize(
-    "url", ["mssql://server/db", "sqlite://", "sqlite:///", "sqlite:///:memory:", "index.db", "postgres:///x", ""]
+    "url",
+    [
+        "mssql://server",
+        "mssql://server/",
+        "mssql:///db",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "index.db",
+        "postgres:///x",
+        "",
+    ],
 )
 def test_unknown_urls_are_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="not the URL of a database"):
+    with pytest.raises(ValueError, match="not the URL of a database|expected mssql://"):
         open_database(url)
 
 
+@on_sqlite
 def test_a_relative_path_is_one_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     database = open_database("sqlite:///index.db")
@@ -34,6 +58,7 @@ def test_a_relative_path_is_one_of_the_working_directory(tmp_path: Path, monkeyp
     assert (tmp_path / "index.db").exists()
 
 
+@on_sqlite
 def test_commits_are_synced_and_rows_refer_to_rows(index: Index) -> None:
     database = index._database
     assert database.pragma("journal_mode") == "wal"
@@ -46,8 +71,8 @@ def test_commits_are_synced_and_rows_refer_to_rows(index: Index) -> None:
 
 def test_a_failed_block_leaves_nothing(index: Index) -> None:
     def fail() -> None:
-        with index._database.write() as connection:
-            connection.execute("UPDATE archive_state SET revision = 77")
+        with index._database.write():
+            index._database.run("UPDATE archive_state SET revision = 77")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -55,6 +80,7 @@ def test_a_failed_block_leaves_nothing(index: Index) -> None:
     assert index._database.run("SELECT revision FROM archive_state").fetchone() == (0,)
 
 
+@on_sqlite
 def test_a_writer_that_waits_too_long_is_told_so(index: Index, database_url: str) -> None:
     other = open_database(database_url)
     other.timeout = 0.05
@@ -64,6 +90,7 @@ def test_a_writer_that_waits_too_long_is_told_so(index: Index, database_url: str
     other.close()
 
 
+@on_sqlite
 def test_each_thread_has_a_connection_that_stays_open(index: Index) -> None:
     database = index._database
     seen = {id(database.connection())}
@@ -80,6 +107,7 @@ def test_each_thread_has_a_connection_that_stays_open(index: Index) -> None:
     assert len(seen) == 2
 
 
+@on_sqlite
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_process_opens_a_connection_of_its_own(index: Index) -> None:
     parent = index._database.connection()
@@ -101,11 +129,22 @@ def test_a_forked_process_opens_a_connection_of_its_own(index: Index) -> None:
 # Migrations
 
 
-def schema(url: str) -> set[tuple[str, str, str]]:
+def schema(url: str) -> set[tuple[str, ...]]:
+    """Tables, columns and indexes, in a form that can be compared."""
     database = open_database(url)
-    rows = database.run("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'schema%'").fetchall()
+    if url.startswith("sqlite"):
+        statement = (
+            "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'schema%' AND name NOT LIKE 'sqlite%'"
+        )
+        found = set(database.run(statement).fetchall())
+    else:
+        tables = [table for table in database.get_tables() if table != "schema_migration"]
+        found = {(table, *map(str, column)) for table in tables for column in database.get_columns(table)}
+        found |= {
+            (table, *index.columns, str(index.unique)) for table in tables for index in database.get_indexes(table)
+        }
     database.close()
-    return {(kind, name, sql) for kind, name, sql in rows if not name.startswith("sqlite_")}
+    return found
 
 
 def test_migrations_go_up_down_and_up_again(database_url: str) -> None:
@@ -123,17 +162,14 @@ def test_migrations_go_up_down_and_up_again(database_url: str) -> None:
     database.close()
 
 
-def test_the_models_are_what_the_migrations_make(database_url: str, tmp_path: Path) -> None:
-    database = open_database(database_url)
+def test_the_models_are_what_the_migrations_make(database_url: str, other_url: str) -> None:
+    database, models = open_database(database_url), open_database(other_url)
     migrate(database, MIGRATIONS)
-    url = f"sqlite:///{(tmp_path / 'models.db').as_posix()}"
-    models = open_database(url)
     with models.bind_ctx(TABLES):
         models.create_tables(TABLES)
-    migrated = {entry for entry in schema(database_url) if entry[0] != "trigger"}
-    assert schema(url) == migrated
     for each in (database, models):
         each.close()
+    assert schema(other_url) == {entry for entry in schema(database_url) if entry[0] != "trigger"}
 
 
 def test_a_newer_database_is_refused(database_url: str) -> None:
@@ -154,6 +190,7 @@ def test_a_failing_migration_leaves_the_database_as_it_was(database_url: str, tm
     database = open_database(database_url)
     with pytest.raises(RuntimeError, match="bad"):
         migrate(database, folder)
+    database.close()
     assert schema(database_url) == set()
     assert migrate(database, MIGRATIONS)[0] == "0001_initial"
     database.close()
@@ -173,6 +210,6 @@ def test_processes_that_start_together_migrate_once(database_url: str) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 6
     database = open_database(database_url)
-    migrations = sorted(path.stem for path in MIGRATIONS.glob("[0-9]*.py"))
-    assert database.run("SELECT count(*) FROM schema_migration").fetchone() == (len(migrations),)
+    names = list(MIGRATIONS.glob("[0-9]*.py"))
+    assert database.run("SELECT count(*) FROM schema_migration").fetchone() == (len(names),)
     database.close()
