@@ -79,6 +79,7 @@ def create_app(configuration: Settings | None = None) -> Flask:
             cors_origins=configuration.cors_origins,
             strict_accept=configuration.strict_accept,
             accel_redirect=configuration.accel_redirect,
+            viewer_folder=configuration.viewer_path,
             authentication=authentication,
             only_this_computer=authentication is None and configuration.authentication == "auto",
             forbidden_status=configuration.forbidden_status,

@@ -635,6 +635,11 @@ class Settings:
         return self.data_path / "cache"
 
     @property
+    def viewer_path(self) -> Path:
+        """Where `viewer install` puts the OHIF viewer."""
+        return self.data_path / "viewer"
+
+    @property
     def storage_cache_path(self) -> Path:
         return self.cache_path / "stored"
 

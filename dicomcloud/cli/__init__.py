@@ -12,7 +12,7 @@ from .. import server
 from ..archive import Archive, explain
 from ..errors import DicomWebError
 from ..settings import Settings, SettingsError
-from . import backup, deidentify, doctor, import_files, serve, show_settings, upkeep, users
+from . import backup, deidentify, doctor, import_files, serve, show_settings, upkeep, users, viewer
 from .program import Program, commands, fail
 
 COMMANDS = (
@@ -23,6 +23,7 @@ COMMANDS = (
     backup,
     upkeep,
     users,
+    viewer,
     show_settings,
 )  # imported for the commands they add to `commands`
 _PROGRAM = "python -m dicomcloud"

@@ -20,6 +20,7 @@ from . import (
     health,
     metrics,
     ohif,
+    ohif_viewer,
     qido_rs,
     retrieve,
     sessions,
@@ -80,6 +81,7 @@ def register(app: Flask, service: Service) -> None:
     add_pages(app, api)
     add_capabilities(app, api, [root, "/api", "/qidors", "/wadors", "/stowrs", "/delowrs"])
     app.register_blueprint(site.blueprint)
+    app.register_blueprint(ohif_viewer.blueprint)
     app.register_error_handler(Exception, fault)
     for error in (CannotRender, CannotDraw):
         app.register_error_handler(error, lambda reason: fault(NotAcceptable(str(reason))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from flask import current_app, request
 
@@ -36,6 +37,7 @@ class Service:
     forbidden_status: int = 403
     share_max_hours: int = 720
     study_page: str = "/study/{study}"
+    viewer_folder: Path | None = None  # with the OHIF viewer, if it is installed
 
 
 def current_service() -> Service:

@@ -21,6 +21,7 @@ from ...access import Permission
 from ...dicom.attributes import attribute_names
 from ..assets import send_asset
 from ..auth import current_caller, current_csrf_token, needs
+from ..ohif_viewer import is_installed
 from ..service import check_uids, current_service, server_url
 
 blueprint = Blueprint("site", __name__, template_folder="templates")
@@ -75,6 +76,7 @@ def _page(template: str, **values: object) -> Response:
         may_delete=caller.may(Permission.DELETE),
         may_share=service.authentication is not None and caller.may(Permission.SHARE),
         most_hours=service.share_max_hours,
+        viewer=is_installed(),
         **values,
     )
 
