@@ -39,6 +39,8 @@ _BESIDE: Final = (
     "__webpack_require__.p = new URL('./', (typeof document !== 'undefined' && document.currentScript"
     " ? document.currentScript.src : self.location.href)).href;"
 )
+_IMPORT_OF_ROOT: Final = "browserImportFunction('/"
+_IMPORT_OF_BASE: Final = "browserImportFunction((window.PUBLIC_URL || '/') + '"
 _COMPRESSED: Final = {".js", ".css", ".svg", ".json", ".wasm"}
 
 Tell = Callable[[str], object]
@@ -227,8 +229,9 @@ def _make_ready(built: Path, target: Path) -> int:
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         content = source.read_bytes()
-        if source.suffix == ".js" and _ROOT_OF_CHUNKS.encode() in content:
-            content = content.replace(_ROOT_OF_CHUNKS.encode(), _BESIDE.encode())
+        if source.suffix == ".js":
+            for root, anywhere in ((_ROOT_OF_CHUNKS, _BESIDE), (_IMPORT_OF_ROOT, _IMPORT_OF_BASE)):
+                content = content.replace(root.encode(), anywhere.encode())
         elif source.suffix == ".css":
             content = re.sub(rb"url\((['\"]?)/(?!/)", rb"url(\1", content)
         copy.write_bytes(content)

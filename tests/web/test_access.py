@@ -67,7 +67,7 @@ def store(client: FlaskClient, who: str = "administrator", **attributes: Any) ->
 # Route by route: what is expected of each, by path and method. A route that is not here is for administrators.
 
 EXPECTED: list[tuple[str, str, Permission]] = [
-    ("GET", r"/|/study/<study>|/site/summary\.json", Permission.READ),
+    ("GET", r"/|/study/<study>|/site/summary\.json|/viewer(/<name>)?", Permission.READ),
     ("GET", r"/site/(<name>|dictionary\.json)", Permission.PUBLIC),
     ("GET", r"/healthz|/readyz|/openapi\.json|/swagger(/assets/<name>)?", Permission.PUBLIC),
     ("GET", r"/login|/session|/share/<token>", Permission.PUBLIC),

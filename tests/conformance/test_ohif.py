@@ -1,0 +1,195 @@
+"""The OHIF viewer, installed from its npm package, in a real browser: lists, pixels, documents, saved measurements.
+
+With OHIF_SAMPLES=all in the environment every study of ../shared/samples is opened, which takes a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import requests
+from PIL import Image
+from playwright.sync_api import expect
+from pydicom.uid import EncapsulatedPDFStorage
+
+from dicomcloud import viewer
+from tests.conformance.conftest import BUILD, NO_REGISTRY
+from tests.data import make_dataset, make_file, pydicom_files, sample_files
+
+NewPage = Callable[..., Any]
+PATIENCE = 60.0  # seconds: the viewer is 17 MB of JavaScript, and WebGL here is done by the processor
+#: What this version of the viewer itself cannot show, by modality or transfer syntax.
+NOT_SHOWN = {"SR", "M3D", "DOC", "PR", "KO", "ANN", "AU", "HD", "RTPLAN", "RTDOSE", "RTSTRUCT", "REG", "SEG", "SM"}
+
+
+@pytest.fixture(scope="module")
+def package() -> Path:
+    """The package's file, fetched once and kept under build/."""
+    kept = BUILD / f"ohif-{viewer.VERSION}.tgz"
+    if not kept.exists():
+        BUILD.mkdir(exist_ok=True)
+        try:
+            viewer._download(BUILD, print).rename(kept)
+        except viewer.CannotInstall as error:
+            if NO_REGISTRY.search(str(error)) or "npm is not installed" in str(error):
+                pytest.skip(str(error).splitlines()[0])
+            raise
+    return kept
+
+
+@pytest.fixture(scope="module")
+def ohif(server: Any, package: Path) -> Any:
+    """A server with the viewer, which was put in while the server ran."""
+    done = server.run("viewer", "install", str(package))
+    assert done.returncode == 0, done.stderr
+    assert "not checked" not in done.stdout, "the package is not the published one"
+    return server
+
+
+def store(server: Any, file: bytes) -> pydicom.Dataset:
+    headers = {"Content-Type": "application/dicom"}
+    answer = requests.post(f"{server.root}/studies", data=file, headers=headers, timeout=60)
+    assert answer.status_code in (200, 202), answer.text
+    return pydicom.dcmread(BytesIO(file), stop_before_pixels=True)
+
+
+def open_viewer(new_page: NewPage, server: Any, study: str = "") -> Any:
+    page = new_page()
+    page.set_default_timeout(PATIENCE * 1000)
+    seen = "localStorage.setItem('shownTours', JSON.stringify(['basicViewerTour']))"
+    page.add_init_script(seen)  # the tour that greets at the first visit
+    page.goto(f"{server.url}/viewer/" + (f"viewer?StudyInstanceUIDs={study}" if study else ""))
+    return page
+
+
+def canvas(page: Any) -> Any:
+    """The grey values of the first viewport, once there is something in it."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        page.wait_for_timeout(200)
+        found = page.evaluate("document.querySelector('canvas.cornerstone-canvas')?.toDataURL('image/png') ?? ''")
+        if found:
+            pixels = np.asarray(Image.open(BytesIO(base64.b64decode(found.partition(",")[2]))).convert("L"))
+            if pixels.std() > 2:
+                page.wait_for_timeout(500)
+                return pixels
+    raise AssertionError("the canvas stayed blank")
+
+
+def likeness(pixels: Any, server: Any, dataset: Any) -> float:
+    """How much the middle of the canvas is like the picture that the server renders: 1 is the same up to brightness."""
+    path = f"studies/{dataset.StudyInstanceUID}/series/{dataset.SeriesInstanceUID}/instances/{dataset.SOPInstanceUID}"
+    answer = requests.get(f"{server.root}/{path}/rendered", headers={"Accept": "image/png"}, timeout=60)
+    rendered = Image.open(BytesIO(answer.content)).convert("L")
+    height, width = pixels.shape
+    scale = min(width / rendered.width, height / rendered.height)
+    shown = (round(rendered.width * scale), round(rendered.height * scale))
+    left, top = (width - shown[0]) // 2, (height - shown[1]) // 2
+    part = Image.fromarray(pixels).crop((left, top, left + shown[0], top + shown[1])).resize((64, 64))
+    expected = rendered.resize((64, 64))
+    return float(np.corrcoef(np.asarray(part).ravel(), np.asarray(expected).ravel())[0, 1])
+
+
+def test_the_study_list_is_filtered_and_opens_a_study(ohif: Any, new_page: NewPage) -> None:
+    store(ohif, make_file(PatientName="Ohif^Olga"))
+    store(ohif, make_file(PatientName="Somebody^Else", PatientID="P2"))
+    page = open_viewer(new_page, ohif)
+    expect(page.get_by_text("Somebody, Else")).to_be_visible(timeout=PATIENCE * 1000)
+    page.locator("table input, thead input, input").first.fill("Ohif")
+    expect(page.get_by_text("Somebody, Else")).to_have_count(0, timeout=PATIENCE * 1000)
+    expect(page.get_by_text("Ohif, Olga").first).to_be_visible()
+    assert page.evaluate("crossOriginIsolated")
+    assert page.complaints == []
+
+
+def test_the_study_browser_opens_the_viewer_and_it_shows_the_pixels(ohif: Any, new_page: NewPage) -> None:
+    ramp = (np.add.outer(np.arange(64), 2 * np.arange(64)) * 8).astype("<u2")
+    dataset = make_dataset(Rows=64, Columns=64, PixelData=ramp.tobytes(), WindowCenter=800, WindowWidth=1600)
+    dataset.PixelSpacing, dataset.ImageOrientationPatient = [1, 1], [1, 0, 0, 0, 1, 0]
+    dataset.ImagePositionPatient, dataset.RescaleIntercept, dataset.RescaleSlope = [0, 0, 0], 0, 1
+    store(ohif, make_file(dataset))
+    page = new_page()
+    page.add_init_script("localStorage.setItem('shownTours', JSON.stringify(['basicViewerTour']))")
+    page.goto(f"{ohif.url}/study/{dataset.StudyInstanceUID}")
+    page.get_by_role("link", name="Open in viewer").click()
+    assert likeness(canvas(page), ohif, dataset) > 0.98
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("name", ["JPEG2000.dcm", "MR_small_RLE.dcm"])
+def test_compressed_frames_are_decoded_by_the_viewer(ohif: Any, new_page: NewPage, name: str) -> None:
+    path = next(path for path in pydicom_files() if path.name == name)
+    dataset = store(ohif, path.read_bytes())
+    page = open_viewer(new_page, ohif, dataset.StudyInstanceUID)
+    assert likeness(canvas(page), ohif, dataset) > 0.9
+
+
+def test_a_pdf_is_shown(ohif: Any, new_page: NewPage) -> None:
+    pdf = b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj 2 0 obj<</Type/Pages/Kids[]/Count 0>>endobj\n%%EOF\n"
+    document = make_dataset(SOPClassUID=EncapsulatedPDFStorage, Modality="DOC", PixelData=None, Rows=None, Columns=None)
+    document.EncapsulatedDocument, document.MIMETypeOfEncapsulatedDocument = pdf, "application/pdf"
+    dataset = store(ohif, make_file(document))
+    page = open_viewer(new_page, ohif, dataset.StudyInstanceUID)
+    frame = page.locator("object[type='application/pdf'], iframe, embed").first
+    frame.wait_for(state="attached")
+    address = frame.evaluate("frame => frame.data || frame.src")
+    shown = page.evaluate("async url => Array.from(new Uint8Array(await (await fetch(url)).arrayBuffer()))", address)
+    assert bytes(shown).rstrip(b"\0") == pdf.rstrip(b"\0")
+
+
+def test_a_measurement_is_saved_as_a_report(ohif: Any, new_page: NewPage) -> None:
+    ramp = np.add.outer(np.arange(64), np.arange(64)).astype("<u2") * 16
+    dataset = make_dataset(Rows=64, Columns=64, PixelData=ramp.tobytes(), PatientID="SR", WindowCenter=1000)
+    dataset.WindowWidth, dataset.PixelSpacing, dataset.FrameOfReferenceUID = 2000, [1, 1], "1.2.3.4"
+    dataset.ImageOrientationPatient, dataset.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 0]
+    store(ohif, make_file(dataset))
+    page = open_viewer(new_page, ohif, dataset.StudyInstanceUID)
+    canvas(page)
+    page.locator("[data-cy=MeasurementTools-split-button-primary]").click()
+    box = page.locator("canvas.cornerstone-canvas").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 100, y - 50)
+    page.mouse.down()
+    page.mouse.move(x, y, steps=6)
+    page.mouse.move(x + 100, y + 50, steps=6)
+    page.mouse.up()
+    page.locator("[data-cy=prompt-begin-tracking-yes-btn]").or_(page.get_by_text("Confirm and hide")).first.wait_for()
+    for button in ("[data-cy=prompt-begin-tracking-yes-btn]", "[data-cy=confirm-and-hide-button]"):
+        if page.locator(button).is_visible():
+            page.locator(button).click()
+    page.locator("[data-cy=trackedMeasurements-btn]").click()
+    page.get_by_text("Create SR").click()
+    with page.expect_response(lambda answer: answer.request.method == "POST") as answer:
+        page.get_by_role("button", name="Save").click()
+    assert answer.value.status == 200
+    path = f"{ohif.root}/studies/{dataset.StudyInstanceUID}"
+    (report,) = requests.get(f"{path}/series", params={"Modality": "SR"}, timeout=60).json()
+    series = report["0020000E"]["Value"][0]
+    (metadata,) = requests.get(f"{path}/series/{series}/metadata", timeout=60).json()
+    assert metadata["0040A730"]["Value"]
+
+
+@pytest.mark.skipif(
+    os.environ.get("OHIF_SAMPLES") != "all" or not sample_files(), reason="OHIF_SAMPLES=all asks for it"
+)
+def test_every_sample_that_the_viewer_can_show_is_shown(ohif: Any, new_page: NewPage) -> None:
+    assert ohif.run("import", "--quiet", *map(str, {path.parent for path in sample_files()})).returncode in (0, 1)
+    blank = []
+    for study in requests.get(f"{ohif.root}/studies", timeout=60).json():
+        if NOT_SHOWN & set(study.get("00080061", {}).get("Value", [])):
+            continue
+        uid = study["0020000D"]["Value"][0]
+        try:
+            canvas(open_viewer(new_page, ohif, uid))
+        except AssertionError:
+            blank.append((uid, study["00100010"]))
+    assert blank == []
