@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -275,3 +276,24 @@ def test_every_file_of_pydicom_is_stored_as_it_is_or_refused_with_a_reason(archi
     else:
         stored = content(archive, item)
         assert stored == file or file.endswith(data_set_bytes(stored))
+
+
+def test_an_instance_that_is_deleted_while_another_process_recovers_it_stays_deleted(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make_dataset()
+    store(archive, make_file(dataset))
+    (row,) = archive.instances(dataset.StudyInstanceUID)
+    archive._storage._spool.note([row.file_key])  # type: ignore[attr-defined]
+    add, has_file = archive.index.add, archive.index.has_file
+    answers = iter([False])  # asked before the other process wrote the row
+    monkeypatch.setattr(archive.index, "has_file", lambda key: next(answers, has_file(key)))
+
+    def add_late(*args: Any, **kwargs: Any) -> list[Outcome]:
+        archive.delete(dataset.StudyInstanceUID)
+        return add(*args, **kwargs)
+
+    monkeypatch.setattr(archive.index, "add", add_late)
+    archive.upkeep.recover()
+    assert archive.index.counts()["instances"] == 0
+    assert list(archive.upkeep.verify()) == []

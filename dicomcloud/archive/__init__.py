@@ -141,6 +141,19 @@ class Archive:
             faults["storage"] = "The storage cannot be used"
         return faults
 
+    def check_storage(self) -> None:
+        """Raises Unavailable where the files that the index names are not there: their disk may not be mounted."""
+        keys = self.index.first_and_last_file()
+        try:
+            self._storage.check()
+        except OSError as error:
+            raise Unavailable(str(error)) from None
+        if keys and all(self._storage.size(key) is None for key in keys):
+            raise Unavailable(
+                "The storage lacks the files that the index names. Is its disk mounted? If they are lost for good, "
+                "restore a backup, or let `verify --repair` take them out of the index."
+            )
+
     def disk_space(self) -> tuple[int, int]:
         """Free bytes and all bytes of the volume with the files. Raises OSError."""
         return self._storage.disk_space()

@@ -179,7 +179,7 @@ class Upkeep:
                 steps.append(ReindexStep(key, getattr(error, "message", str(error))))
             else:
                 steps.append(ReindexStep(key, None))
-        self._index.add(new, duplicates)
+        self._index.add(new, duplicates, has_file=lambda key: self._storage.size(key) is not None)
         yield from steps
 
     def _read_stored(self, file: BinaryIO, key: str) -> NewInstance:

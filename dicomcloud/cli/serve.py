@@ -17,6 +17,7 @@ def serve(program: Program) -> None:
     """Serve the archive until stopped (Ctrl+C)."""
     settings = program.settings
     with program.archive() as archive:  # made before the server's processes start: a fault is told here and once
+        archive.check_storage()
         asked = open_authentication(settings, archive.accounts) is not None
     listener = server.listen(settings.bind)
     here = server.url_of(listener)

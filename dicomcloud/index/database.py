@@ -40,6 +40,10 @@ class NewerDatabase(Unavailable):
     """The database was written by a newer version of this program."""
 
 
+class MissingDatabase(Unavailable):
+    """The file of the database is not there (any more)."""
+
+
 class DamagedDatabase(Unavailable):
     """The file is no database, or no whole one any more."""
 
@@ -157,6 +161,9 @@ class Database(peewee.Database):
         """Rename the files of the database, so that the next connection makes a new one; where the old one is now."""
         raise NotImplementedError
 
+    def create(self) -> None:
+        """Make the database where that is a file that is not there yet. No other method does."""
+
     def release(self) -> None:
         """Let others have the connection that Peewee has opened for this thread, where connections are shared."""
 
@@ -236,10 +243,23 @@ class SQLite(peewee.SqliteDatabase, Database):
                 ("temp_store", "memory"),
             ),
         )
+        self._frozen = frozen
         self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self.register_function(_dicom_matches, "dicom_matches", 2, deterministic=True)
         if hasattr(os, "register_at_fork"):
             _open_databases.add(self)
+
+    def create(self) -> None:
+        # No connection makes the file: an index that is away must not become a new one.
+        path = Path(self.database)
+        if not self._frozen and not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.touch()
+
+    def _connect(self) -> Any:
+        if not self._frozen and not os.path.exists(self.database):
+            raise MissingDatabase("The index is not there; is its disk mounted?")
+        return super()._connect()  # type: ignore[misc]  # not in Peewee's stubs
 
     def _add_conn_hooks(self, conn: _Connection) -> None:
         super()._add_conn_hooks(conn)  # type: ignore[misc]  # not in Peewee's stubs
@@ -461,6 +481,7 @@ class _Runner(migrations.Runner):
 
 
 def _runner(database: Database, folder: Path) -> Any:
+    database.create()
     return _Runner(database, str(folder))
 
 

@@ -578,19 +578,28 @@ class Index:
         self._run = database.run
 
     @unit_of_work
-    def add(self, new: Sequence[NewInstance], duplicates: Literal["reject", "keep", "replace"]) -> list[Outcome]:
+    def add(
+        self,
+        new: Sequence[NewInstance],
+        duplicates: Literal["reject", "keep", "replace"],
+        *,
+        has_file: Callable[[str], bool] | None = None,
+    ) -> list[Outcome]:
         """Record instances whose files are in storage, in one transaction that is durable when this returns.
 
         One Outcome for each; the file of anything but ADDED and REPLACED is the caller's to remove. Other bytes under a
-        known SOP Instance UID follow `duplicates`. ValueError when an instance lacks a UID: nothing is recorded then.
-        Raises Unavailable when the database is busy or full.
+        known SOP Instance UID follow `duplicates`. With `has_file`, which is asked inside the transaction, those whose
+        file is gone are left out: of files that were found, not just stored, another process may have stored the row
+        and deleted it again meanwhile. ValueError when an instance lacks a UID: nothing is recorded then. Raises
+        Unavailable when the database is busy or full.
         """
-        documents = [zlib.compress(instance.document, 3) for instance in new]
+        documents = {instance.file_key: zlib.compress(instance.document, 3) for instance in new}
         with self._database.write():
+            if has_file is not None:
+                removed = set(self.files_to_remove())
+                new = [each for each in new if each.file_key not in removed and has_file(each.file_key)]
             writer = _Writer(self._database)
-            outcomes = [
-                writer.add(instance, document, duplicates) for instance, document in zip(new, documents, strict=True)
-            ]
+            outcomes = [writer.add(instance, documents[instance.file_key], duplicates) for instance in new]
             writer.finish()
         return outcomes
 
@@ -751,6 +760,14 @@ class Index:
         """The key of the file that was stored last, None in an empty archive."""
         row = self._run("SELECT file_key FROM instance WHERE id = (SELECT max(id) FROM instance)").fetchone()
         return None if row is None else str(row[0])
+
+    def first_and_last_file(self) -> list[str]:
+        """The keys of the files that were stored first and last; none in an empty archive."""
+        rows = self._run(
+            "SELECT file_key FROM instance"
+            " WHERE id IN (SELECT min(id) FROM instance UNION SELECT max(id) FROM instance)"
+        ).fetchall()
+        return [str(key) for (key,) in rows]
 
     def has_file(self, key: str) -> bool:
         """Whether a current or a superseded instance has this file."""

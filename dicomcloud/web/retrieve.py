@@ -133,11 +133,28 @@ def single_part(part: OutgoingPart, etag: str, *, last_modified: datetime | None
                 else _cut(cast(Iterable[bytes], chunks), first, end)
             )
             size, status = end - first, 206
-    response = Response(cast(Iterable[bytes], chunks), status, direct_passthrough=True)
+    response = Response(cast(Iterable[bytes], _Begun(chunks)), status, direct_passthrough=True)
     response.headers.update(headers)
     if size is not None:
         response.headers["Content-Length"] = str(size)
     return validated(response, etag, last_modified)
+
+
+class _Begun:
+    """A body whose first piece is there already: what fails so far is told by a status, not by a broken connection."""
+
+    def __init__(self, chunks: Iterable[Chunk]) -> None:
+        self._chunks = iter(chunks)
+        self._first = next(self._chunks, b"")
+
+    def __iter__(self) -> Iterator[Chunk]:
+        if len(self._first):
+            yield self._first
+            yield from self._chunks
+
+    def close(self) -> None:
+        if hasattr(self._chunks, "close"):
+            self._chunks.close()
 
 
 def _range(size: int, etag: str) -> tuple[int, int] | None:

@@ -30,7 +30,7 @@ NO_REGISTRY = re.compile(r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ENETUNREA
 class Server:
     """`python -m dicomcloud serve` over one data directory; can be killed and started again."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, *, limit_files: int = 0, **settings: str) -> None:
         self.data = folder / "data"
         self._log = folder / "server.log"
         with socket.socket() as probe:
@@ -47,12 +47,13 @@ class Server:
             "DICOMCLOUD_SERVER": os.environ.get("TEST_SERVER", "auto"),
             **settings,
         }
+        self._limited = ["sh", "-c", f'ulimit -n {limit_files}; exec "$@"', "sh"] if limit_files else []
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "dicomcloud", "serve"],
+                [*self._limited, sys.executable, "-m", "dicomcloud", "serve"],
                 cwd=PROJECT,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -116,7 +117,7 @@ class Server:
 def new_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def make(**settings: str) -> Server:
+    def make(**settings: Any) -> Server:
         servers.append(Server(tmp_path_factory.mktemp("server"), **settings))
         servers[-1].start()
         return servers[-1]
