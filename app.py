@@ -58,6 +58,8 @@ def create_app(configuration: Settings | None = None) -> Flask:
     """
     configuration = configuration or settings.load()
     logging.basicConfig(level=configuration.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if configuration.accel_redirect and not configuration.resolved_storage_url.startswith("file://"):
+        raise settings.SettingsError("Setting accel_redirect: nginx cannot send files that are not in a folder.")
     opened = open_archive(configuration)
     opened.migrate()
     opened.upkeep.recover()
@@ -70,6 +72,8 @@ def create_app(configuration: Settings | None = None) -> Flask:
             root=configuration.root,
             public_url=configuration.public_url,
             trusted_proxies=configuration.trusted_proxies,
+            presigned_redirects=configuration.presigned_redirects,
+            presigned_seconds=configuration.presigned_seconds,
             max_results=configuration.max_results,
             empty_search_status=configuration.empty_search_status,
             max_request_bytes=configuration.max_request_bytes,

@@ -17,9 +17,9 @@ from dicomcloud import cli
 from dicomcloud.archive import Archive
 from dicomcloud.settings import Settings, load
 from tests.databases import WorkDatabase, work_database
-from tests.emulators import azurite, s3_server
+from tests.emulators import azurite, s3_server, wired
 
-__all__ = ["azurite", "s3_server"]
+__all__ = ["azurite", "s3_server", "wired"]
 
 AppMaker = Callable[..., Flask]
 

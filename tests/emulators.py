@@ -8,9 +8,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -101,6 +103,58 @@ class Azurite(Emulator):
         return f"azure://{container}/some/prefix?connection_string={quote(self.connection_string, safe='')}{options}"
 
 
+class Wire:
+    """The way to an emulator: counts the bytes that come back, and can be cut."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.received = 0
+        self.requests = 0
+        self._open = True
+        self._ends: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def cut(self) -> None:
+        """Break the connections, and take no new ones until `mend`."""
+        self._open = False
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        self._open = True
+
+    def close(self) -> None:
+        self.cut()
+        self._listener.close()
+
+    def _listen(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                if not self._open:
+                    client.close()
+                    continue
+                server = socket.create_connection(("127.0.0.1", self._port))
+                self._ends += [client, server]
+                threading.Thread(target=self._pass_on, args=(client, server, False), daemon=True).start()
+                threading.Thread(target=self._pass_on, args=(server, client, True), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, back: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if back:
+                    self.received += len(data)
+                else:
+                    self.requests += sum(data.startswith(verb) for verb in (b"GET ", b"PUT ", b"POST ", b"DELETE "))
+                target.sendall(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
 def install_azurite() -> Path:
     """A folder under build/ with the pinned packages, made once for each version of the lock file."""
     if not NODE or not NPM:
@@ -143,3 +197,19 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture
+def wired() -> Iterator[Callable[[str], tuple[str, Wire]]]:
+    """A storage URL that goes through a Wire, and the Wire."""
+    wires: list[Wire] = []
+
+    def through(url: str) -> tuple[str, Wire]:
+        found = re.search(r"127\.0\.0\.1(?::|%3A)(\d+)", url)
+        assert found
+        wires.append(Wire(int(found[1])))
+        return url.replace(found[1], str(wires[-1].port)), wires[-1]
+
+    yield through
+    for wire in wires:
+        wire.close()

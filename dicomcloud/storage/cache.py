@@ -120,7 +120,7 @@ class DiskCache:
 
     def _rename(self, path: Path, key: str) -> None:
         target = self._path(key)
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, target)
 
     def fits(self, size: int) -> bool:

@@ -17,7 +17,7 @@ import io
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
@@ -162,9 +162,12 @@ class ObjectStorage:
             self._uploads.submit(self._bucket.put, self._name(key), item.path, item.size)
             for item, key in zip(spooled, keys, strict=True)
         ]
-        failures = [error for each in under_way if (error := each.exception()) is not None]
-        if failures:
-            raise failures[0]
+        wait(under_way, return_when=FIRST_EXCEPTION)
+        begun = [each for each in under_way if not each.cancel()]  # none is cancelled where all have succeeded
+        for each in begun:
+            each.exception()
+        for each in begun:
+            each.result()
 
     def _take_back(self, keys: Sequence[str]) -> None:
         """Remove what was uploaded of a commit that failed; where that fails too, `unconfirmed` tries again."""

@@ -32,6 +32,8 @@ class Service:
     cors_origins: tuple[str, ...] = ()
     strict_accept: bool = False
     accel_redirect: str = ""
+    presigned_redirects: str = "off"  # or "programs", "all"
+    presigned_seconds: int = 300
     authentication: Authentication | None = None  # None: nobody is asked
     only_this_computer: bool = False  # nobody is asked, and nobody else is meant to reach the server
     forbidden_status: int = 403

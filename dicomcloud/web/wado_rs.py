@@ -46,6 +46,8 @@ _IN_PARTS = content(
     'multipart/related; type="application/octet-stream"',
 )
 _PARTIAL = {"206": {"description": "Some of the instances; a Warning tells how many are missing", "content": _IN_PARTS}}
+#: As the setting `presigned_redirects` has it, of one whole instance as it is stored.
+REDIRECT: Final = {"302": {"description": "Location is where the stored instance can be fetched for a short time"}}
 _INSTANCES = {
     "200": {"description": "The instances, each a part, or in a ZIP archive", "content": _IN_PARTS},
     **_PARTIAL,
@@ -56,8 +58,10 @@ _INSTANCE = {
         "description": "The instance",
         "content": content("application/dicom", "application/dicom; transfer-syntax=*") | _IN_PARTS,
     },
+    **REDIRECT,
     **faults(400, 404, 406, 410),
 }
+_REDIRECT_VARY = "Accept, Origin, Sec-Fetch-Mode"
 _ABOUT_SYNTAX = (
     "In Explicit VR Little Endian; with `transfer-syntax=*` in the Accept header as stored (Implicit VR and Big Endian "
     "never leave: PS3.18 8.7.3.4); or in another transfer syntax that this server writes. "
@@ -166,6 +170,8 @@ def _convertible(rows: Sequence[InstanceRow], syntax: str) -> Sequence[InstanceR
 def single_instance(row: InstanceRow, transfer_syntax: str, etag: str) -> Response:
     """The instance alone, as application/dicom, in this transfer syntax (`*`: as stored). Raises Unattainable."""
     service = current_service()
+    if _leaves_unchanged(row, transfer_syntax) and (location := _presigned_url(row)):
+        return Response(status=302, headers={"Location": location, "Cache-Control": "no-store", "Vary": _REDIRECT_VARY})
     if service.accel_redirect and _leaves_unchanged(row, transfer_syntax):
         # nginx adds the body, its length and ranges of it (ngx_http_core_module, `internal`).
         headers = {
@@ -177,14 +183,30 @@ def single_instance(row: InstanceRow, transfer_syntax: str, etag: str) -> Respon
     return single_part(part, etag, last_modified=row.stored_at)
 
 
+def _presigned_url(row: InstanceRow) -> str | None:
+    """Where the client is to fetch the stored file from, if that is set up and it can follow there."""
+    service = current_service()
+    if service.presigned_redirects == "off" or request.method != "GET":  # the URL is good for GET only
+        return None
+    if service.presigned_redirects == "programs":
+        # A script of a web page may only follow to another host that lets its origin in (Fetch Standard, CORS).
+        mode = request.headers.get("Sec-Fetch-Mode", "cors" if "Origin" in request.headers else "navigate")
+        if mode in ("cors", "same-origin"):
+            return None
+    return service.archive.presigned_url(row, service.presigned_seconds)
+
+
 def _instance_parts(rows: Sequence[InstanceRow], transfer_syntax: str) -> Iterable[OutgoingPart]:
     """A part for each instance. All lengths are known when all leave as stored, else each is converted in its turn."""
     archive = current_service().archive
     urls = [instance_url(row) for row in rows]
     if all(_leaves_unchanged(row, transfer_syntax) for row in rows):
+        sources = [_stored(archive, row) for row in rows]
+        if request.method != "HEAD":
+            sources[0] = _opened(archive.open_file(rows[0]), rows[0].size)  # now: its failure is an answer of its own
         return [
-            OutgoingPart(_headers(row.transfer_syntax, url), row.size, _stored(archive, row))
-            for row, url in zip(rows, urls, strict=True)
+            OutgoingPart(_headers(row.transfer_syntax, url), row.size, source)
+            for row, url, source in zip(rows, urls, sources, strict=True)
         ]
     if request.method == "HEAD":
         wanted = EXPLICIT_LITTLE_ENDIAN if transfer_syntax == AS_STORED else transfer_syntax

@@ -35,7 +35,7 @@ from .retrieve import (
 )
 from .service import current_service, service_url
 from .wado_rendered import rendered_types, representative_frame, send_rendered
-from .wado_rs import ENCODABLE, single_instance
+from .wado_rs import ENCODABLE, REDIRECT, single_instance
 
 blueprint = Blueprint("WADO-URI", __name__, description="Retrieve by query parameters (PS3.18 9)")
 
@@ -77,6 +77,7 @@ _PARAMETERS = [
                 DICOM, *IMAGE_TYPES, "text/html", "application/pdf", OCTET_STREAM, DICOM_JSON, DICOM_XML
             ),
         },
+        **REDIRECT,
         **faults(400, 404, 406, 410),
     },
 )
