@@ -12,7 +12,7 @@ from .. import server
 from ..archive import Archive, explain
 from ..errors import DicomWebError
 from ..settings import Settings, SettingsError
-from . import backup, deidentify, doctor, import_files, serve, show_settings, upkeep, users, viewer
+from . import backup, deidentify, doctor, import_files, remote, serve, show_settings, upkeep, users, viewer
 from .program import Program, commands, fail
 
 COMMANDS = (
@@ -20,6 +20,7 @@ COMMANDS = (
     import_files,
     deidentify,
     doctor,
+    remote,
     backup,
     upkeep,
     users,
