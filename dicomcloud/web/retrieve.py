@@ -15,7 +15,7 @@ from io import BufferedReader
 from typing import BinaryIO, TypeVar, cast
 
 import orjson
-from flask import Response, request
+from flask import Response, has_request_context, request
 from flask_smorest import Blueprint
 
 from ..archive import InstanceRow
@@ -53,7 +53,8 @@ class Source:
 
         A server that can takes a file on disk as it is, others its bytes.
         """
-        spans = TAKES_FILE_SPANS in request.environ
+        # the files of later parts are made while the answer is sent, after the request
+        spans = has_request_context() and TAKES_FILE_SPANS in request.environ
 
         def pieces(first: int, end: int) -> Iterator[Chunk]:
             file = open_file()

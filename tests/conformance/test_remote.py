@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
 import requests
 
@@ -74,6 +75,14 @@ def test_a_series_and_an_instance_are_fetched_alone(run: Run, server: Any, study
     for depth, expected in ((2, 2), (3, 1)):
         report = report_of(run("fetch", server.root, *uids[:depth], "--to", tmp_path / str(depth), "--json"))
         assert (report["expected"], len(report["files"])) == (expected, expected)  # type: ignore[arg-type]
+
+
+def test_instances_are_fetched_converted(run: Run, server: Any, tmp_path: Path, study: Any) -> None:
+    jpeg_ls, out = "1.2.840.10008.1.2.4.80", tmp_path / "out"
+    done = run("fetch", server.root, study.StudyInstanceUID, "--to", out, "--transfer-syntax", jpeg_ls)
+    assert (done.returncode, done.stderr) == (0, "")
+    files = [pydicom.dcmread(file) for file in out.rglob("*.dcm")]
+    assert [file.file_meta.TransferSyntaxUID for file in files] == [jpeg_ls] * 3
 
 
 def test_a_folder_is_stored_and_what_failed_is_named(run: Run, server: Any, tmp_path: Path, study: Any) -> None:
