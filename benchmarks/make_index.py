@@ -1,6 +1,7 @@
 """Fill an index with synthetic studies: no files, only what searches and stores meet in the database.
 
     python -m benchmarks.make_index sqlite:////tmp/100k.db --studies 100000
+    python -m benchmarks.make_index sqlite:////tmp/1m.db --studies 1000000 --lean
     python -m benchmarks.make_index mssql://user:password@host/dicomcloud --studies 3000
 
 The first instance of each series goes through the index as one that is stored; the others, 17 a study on the average,
@@ -289,7 +290,7 @@ def first_instances(studies: int, seed: int = 1) -> Iterator[tuple[NewInstance, 
             )
 
 
-def fill(url: str, studies: int, *, seed: int = 1, quiet: bool = False) -> dict[str, int]:
+def fill(url: str, studies: int, *, seed: int = 1, lean: bool = False, quiet: bool = False) -> dict[str, int]:
     """Make the index; what is in it then. The database must be empty."""
     database = open_database(url)
     migrate(database, MIGRATIONS)
@@ -301,7 +302,7 @@ def fill(url: str, studies: int, *, seed: int = 1, quiet: bool = False) -> dict[
         seen: set[str] = set()
         while batch := list(islice(new, _BATCH)):
             index.add([instance for instance, _ in batch], "reject")
-            _multiply(database, batch)
+            _multiply(database, batch, lean=lean)
             uids = {instance.attributes["0020000D"]["Value"][0] for instance, _ in batch}
             progress.update(len(uids - seen))
             seen = uids
@@ -322,7 +323,7 @@ def _without_syncs(database: Database) -> Iterator[None]:
         database.run("PRAGMA wal_checkpoint(truncate)")
 
 
-def _multiply(database: Database, batch: Sequence[tuple[NewInstance, int]]) -> None:
+def _multiply(database: Database, batch: Sequence[tuple[NewInstance, int]], *, lean: bool) -> None:
     """Copy the first instances of the series as often as they say, inside the database."""
     sqlite = hasattr(database, "pragma")
     most = max(more for _, more in batch)
@@ -359,14 +360,14 @@ def _multiply(database: Database, batch: Sequence[tuple[NewInstance, int]]) -> N
                 f" SELECT {uid}, n.n + 1, {file_key}, {values}"
                 " FROM wanted w JOIN instance i ON i.id = w.id JOIN numbers n ON n.n <= w.more"
             )
-        # The copies have the metadata of the series' first instance.
-        database.run(
-            f"INSERT INTO instance_metadata (instance_key, {metadata})"
-            f" SELECT c.id, {', '.join(f'd.{name.strip()}' for name in metadata.split(','))} FROM instance c"
-            " JOIN instance i ON i.series_key = c.series_key AND i.number = 1"
-            " JOIN instance_metadata d ON d.instance_key = i.id WHERE c.id >= ? AND c.number > 1",
-            (first,),
-        )
+        if not lean:  # the copies have the metadata of the series' first instance
+            database.run(
+                f"INSERT INTO instance_metadata (instance_key, {metadata})"
+                f" SELECT c.id, {', '.join(f'd.{name.strip()}' for name in metadata.split(','))} FROM instance c"
+                " JOIN instance i ON i.series_key = c.series_key AND i.number = 1"
+                " JOIN instance_metadata d ON d.instance_key = i.id WHERE c.id >= ? AND c.number > 1",
+                (first,),
+            )
         sizes = 0
         for _, series, more in wanted:
             sizes += more
@@ -386,10 +387,11 @@ def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.make_index", description=__doc__.partition("\n")[0])
     parser.add_argument("url", help="sqlite:///PATH or mssql://…; an empty database")
     parser.add_argument("--studies", type=int, default=3000)
+    parser.add_argument("--lean", action="store_true", help="only the first instance of a series has metadata: smaller")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(given)
     began = time.perf_counter()
-    counts = fill(options.url, options.studies, seed=options.seed)
+    counts = fill(options.url, options.studies, seed=options.seed, lean=options.lean)
     print(", ".join(f"{number:,} {name}" for name, number in counts.items()), file=sys.stderr)
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
     return 0

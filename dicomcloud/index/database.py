@@ -125,6 +125,14 @@ class Database(peewee.Database):
         """The end of a SELECT with ORDER BY that returns `limit` rows (1 or more) from `offset` on."""
         raise NotImplementedError
 
+    def first(self, count: int, columns: str, rest: str) -> str:
+        """A SELECT of no more than `count` rows, whichever; `rest` begins with FROM."""
+        raise NotImplementedError
+
+    def without_index(self, column: str) -> str:
+        """The column in a condition that is not to be looked up in an index."""
+        return column
+
     def like(self, column: str) -> str:
         """A condition with one value, made by `like_pattern`, that compares as binary."""
         raise NotImplementedError
@@ -332,6 +340,12 @@ class SQLite(peewee.SqliteDatabase, Database):
 
     def page(self, limit: int, offset: int) -> tuple[str, list[Any]]:
         return "LIMIT ? OFFSET ?", [limit, offset]
+
+    def first(self, count: int, columns: str, rest: str) -> str:
+        return f"SELECT {columns} {rest} LIMIT {count}"
+
+    def without_index(self, column: str) -> str:
+        return f"+{column}"
 
     def like(self, column: str) -> str:
         return f"{column} LIKE ? ESCAPE '\\'"

@@ -101,6 +101,7 @@ Study.add_index(
 Study.add_index(Study.index(Study.patient_id, name="study_patient_id"))
 Study.add_index(Study.index(Study.accession_number, name="study_accession_number"))
 Study.add_index(Study.index(Study.study_id, name="study_study_id"))
+Study.add_index(Study.index(Study.study_description, name="study_study_description"))
 
 
 class StudyModality(Table):
@@ -359,6 +360,39 @@ AuditEvent.add_index(AuditEvent.index(AuditEvent.study_uid, AuditEvent.sequence,
 AuditEvent.add_index(AuditEvent.index(AuditEvent.caller, AuditEvent.sequence, name="audit_event_caller"))
 
 
+class Vocabulary(Table):
+    """The words of the names in name_token and the study descriptions there have been, each once.
+
+    Few, beside the studies that have them: a wildcard is tried on them first. None is taken away again.
+    """
+
+    attribute = BigIntegerField()  # tag
+    word = CharField(200)
+
+    class Meta:
+        primary_key = False
+        indexes = ((("attribute", "word"), True),)
+
+
+class SeriesRequest(Table):
+    """The items of Request Attributes Sequence (0040,0275), as far as they are to be found by their IDs."""
+
+    id = BigAutoField()
+    series = ForeignKeyField(Series, column_name="series_key")
+    scheduled_procedure_step_id = CharField(200)
+    requested_procedure_id = CharField(200)
+
+
+SeriesRequest.add_index(
+    SeriesRequest.index(
+        SeriesRequest.scheduled_procedure_step_id, SeriesRequest.series, name="series_request_scheduled"
+    )
+)
+SeriesRequest.add_index(
+    SeriesRequest.index(SeriesRequest.requested_procedure_id, SeriesRequest.series, name="series_request_requested")
+)
+
+
 TABLES: Final = (
     ArchiveState,
     Patient,
@@ -379,4 +413,6 @@ TABLES: Final = (
     LoginSession,
     AuditChain,
     AuditEvent,
+    Vocabulary,
+    SeriesRequest,
 )

@@ -30,7 +30,7 @@ from dicomcloud.dicom.matching import Match
 from dicomcloud.dicom.query import PATIENT_NAME, REFERRING_PHYSICIAN, Query
 from dicomcloud.index.database import Database, unit_of_work
 from dicomcloud.index.models import NO_NUMBER
-from dicomcloud.index.search import INSTANCE_KEYS, Search, SearchResult, study_condition
+from dicomcloud.index.search import INSTANCE_KEYS, STUDY_DESCRIPTION, Search, SearchResult, study_condition
 
 _BATCH: Final = 64  # documents read with one statement
 _FILES_BATCH: Final = 1000
@@ -325,6 +325,7 @@ class _Writer:
         if row is None:
             values = _series_values(_split(attributes)[1], study.datetime)
             row = (self._database.insert(_INSERT_SERIES, (study.id, uid, *values, self.revision, self._now)),)
+            self._insert_requests(row[0], attributes)
             study.new_series += 1
             study.new_modality |= self._insert_modality(study.id, values[1], study.datetime)
             self._insert_institution(study.id, attributes)
@@ -373,6 +374,28 @@ class _Writer:
                 self._run(
                     "INSERT INTO name_token (attribute, token, code, study_key) VALUES (?, ?, ?, ?)",
                     (tag, token[:200], phonetic_code(token), study_key),
+                )
+                self._learn(tag, token[:200])
+        if description := _text(attributes, "00081030"):
+            self._learn(STUDY_DESCRIPTION, description)
+
+    def _learn(self, tag: int, word: str) -> None:
+        """Put a word into the vocabulary if it is not there."""
+        self._run(
+            "INSERT INTO vocabulary (attribute, word) SELECT ?, ? WHERE NOT EXISTS"
+            " (SELECT 1 FROM vocabulary WHERE attribute = ? AND word = ?)",
+            (tag, word, tag, word),
+        )
+
+    def _insert_requests(self, series_key: int, attributes: Mapping[str, Any]) -> None:
+        """The items of Request Attributes Sequence that have an ID."""
+        for item in (attributes.get("00400275") or {}).get("Value") or ():
+            ids = [_text(item, key) for key in ("00400009", "00401001")]
+            if any(ids):
+                self._run(
+                    "INSERT INTO series_request (series_key, scheduled_procedure_step_id, requested_procedure_id)"
+                    " VALUES (?, ?, ?)",
+                    (series_key, *ids),
                 )
 
     def _insert_modality(self, study_key: int, modality: str, study_datetime: str) -> bool:
@@ -458,6 +481,7 @@ class _Writer:
 
     def _tidy_series(self, key: int) -> None:
         count, first = self._run("SELECT count(*), min(id) FROM instance WHERE series_key = ?", (key,)).fetchone()
+        self._run("DELETE FROM series_request WHERE series_key = ?", (key,))
         if not count:
             self._run("DELETE FROM series WHERE id = ?", (key,))
             self._totals["series"] -= 1
@@ -465,6 +489,7 @@ class _Writer:
         attributes = _split(self._document(first))[1]
         study_datetime = self._run("SELECT study_datetime FROM series WHERE id = ?", (key,)).fetchone()[0]
         self._run(_UPDATE_SERIES, (*_series_values(attributes, study_datetime), key))
+        self._insert_requests(key, attributes)
         self._run(
             "UPDATE series SET number_of_instances = ?, revision = ?, changed_at = ? WHERE id = ?",
             (count, self.revision, self._now, key),
@@ -794,10 +819,12 @@ class Index:
             for table in (
                 "instance_metadata",
                 "instance",
+                "series_request",
                 "series",
                 "study_modality",
                 "study_institution",
                 "name_token",
+                "vocabulary",
                 "study",
                 "patient",
             ):

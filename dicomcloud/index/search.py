@@ -21,6 +21,13 @@ from dicomcloud.index.models import NO_NUMBER
 _Condition = tuple[str, list[Any]]
 
 _LISTED: Final = 2000  # ids that are listed in a statement
+# A condition that few rows fulfil finds them by its index; one that many fulfil is tried on the rows in their order,
+# where the page is soon full. Which it is, is asked first: counting stops at _FEW.
+_FEW: Final = 2000
+_FEW_WITH_WORD: Final = 8000  # trying a study's words costs more than trying its columns
+_WORDS: Final = 500  # words that a wildcard may stand for
+_COUNTED: Final = 10_000  # matches after the page that are counted
+_COUNTED_BY_TRYING: Final = 200  # the same where each row is tried
 _DAY: Final = 26 * 60  # minutes: the widest difference of two offsets from UTC
 #: The attributes in the row of an instance; the others are in its document.
 INSTANCE_KEYS: Final = tuple(json_key(row.tag) for row in INDEXED_ATTRIBUTES if row.level is Level.INSTANCE)
@@ -30,12 +37,14 @@ _WITH_METADATA: Final = " JOIN instance_metadata d ON d.instance_key = i.id"
 @dataclass(frozen=True, slots=True)
 class SearchResult:
     """`rows`: DICOM JSON data sets, keys ascending, without RetrieveURL; `uids`: of each row its study, series and SOP
-    Instance UID, '' below the level of the search. `total`: matches in all, `remaining`: those after this page."""
+    Instance UID, '' below the level of the search. `total`: matches in all, `remaining`: those after this page; both
+    are at least as many when they are not `exact`, since counting them would have taken too long."""
 
     rows: list[dict[str, Any]]
     uids: list[tuple[str, str, str]]
     total: int
     remaining: int
+    exact: bool = True
 
 
 # Columns that hold the whole value, by level: tag → (column, its length).
@@ -53,6 +62,14 @@ _TEXT_COLUMNS: Final[dict[Level, dict[int, tuple[str, int]]]] = {
     Level.INSTANCE: {0x00080018: ("i.uid", 64), 0x00080016: ("i.sop_class_uid", 64)},
 }
 _NAME_COLUMNS: Final = {PATIENT_NAME: "s.patient_name", REFERRING_PHYSICIAN: "s.referring_physician_name"}
+REQUEST_ATTRIBUTES: Final = 0x00400275
+_REQUEST_COLUMNS: Final = {0x00400009: "scheduled_procedure_step_id", 0x00401001: "requested_procedure_id"}
+STUDY_ID: Final = 0x00200010
+STUDY_DESCRIPTION: Final = 0x00081030
+#: Columns of `s` that lead an index.
+_INDEXED: Final = frozenset(
+    ("s.patient_id", "s.patient_name", "s.accession_number", "s.study_id", "s.study_description")
+)
 _NUMBER_COLUMNS: Final = {0x00200011: "r.number", 0x00200013: "i.number"}
 # Exact keys of few studies: such a search is driven by them and not by its modality.
 _SELECTIVE: Final = frozenset((0x0020000D, 0x00100020, 0x00080050, 0x00200010))
@@ -118,6 +135,7 @@ class Search:
         self._level = query.level
         self._conditions: list[_Condition] = []
         self._stored: list[_Condition] = []  # dear ones, tried last
+        self._counted = _COUNTED
         self._unsure: list[Match] = []  # of which the conditions let too many pass: looked at here, row by row
         self._from = _SEARCH_FROM[self._level]
         self._join_study = _JOIN_STUDY[self._level]
@@ -169,6 +187,8 @@ class Search:
             condition = self._number_condition(match, _NUMBER_COLUMNS[match.tag])
         elif match.kind is Kind.RANGE:
             condition = self._range_condition(match)
+        elif match.tag == REQUEST_ATTRIBUTES and match.kind is Kind.SEQUENCE:
+            condition = _request_condition(match)
         else:
             condition = None
         if condition is None:
@@ -211,12 +231,47 @@ class Search:
         if any(len(value) >= length for value in match.values) and match.vr != "UI":
             return None  # the column has only the beginning of so long a value
         if match.kind is Kind.EQUAL:
-            return f"{column} IN ({', '.join('?' * len(match.values))})", list(match.values)
+            condition = f"{column} IN ({', '.join('?' * len(match.values))})", list(match.values)
+            return self._by_index_if_few(column, condition) if match.tag == STUDY_ID else condition
         if match.kind is Kind.EMPTY:
-            return f"{column} = ''", []
+            return self._by_index_if_few(column, (f"{column} = ''", []))
         if match.kind is Kind.WILDCARD:
-            return _any([self._like(column, pattern) for pattern in match.values])
+            return _any([self._wildcard_condition(match.tag, column, pattern) for pattern in match.values])
         return None
+
+    def _wildcard_condition(self, tag: int, column: str, pattern: str) -> _Condition:
+        if tag == STUDY_DESCRIPTION and not _prefix(pattern):
+            descriptions = self._words(tag, pattern)
+            if descriptions is not None:
+                values = ", ".join("?" * len(descriptions)) or "NULL"
+                return self._by_index_if_few(column, (f"{column} IN ({values})", descriptions))
+        return self._by_index_if_few(column, self._like(column, pattern))
+
+    def _by_index_if_few(self, column: str, condition: _Condition) -> _Condition:
+        """The condition on a column of `s`, made so that the index of the column is not used where many fulfil it."""
+        text, values = condition
+        if column not in _INDEXED or self._query.study_uid is not None:
+            if column.startswith("s."):
+                self._counted = min(self._counted, _COUNTED_BY_TRYING)
+            return condition
+        if "LIKE" in text and ">=" not in text or not self._few(f"FROM study s WHERE {text}", values, _FEW):
+            self._counted = min(self._counted, _COUNTED_BY_TRYING)
+            return text.replace(column, self._database.without_index(column)), values
+        return condition
+
+    def _few(self, rows: str, values: list[Any], few: int) -> bool:
+        """Whether the statement `rows`, from its FROM on, has at most `few` rows."""
+        limited = self._database.first(few + 1, "1 AS one", rows)
+        return int(self._database.run(f"SELECT count(*) FROM ({limited}) c", values).fetchone()[0]) <= few
+
+    def _words(self, tag: int, pattern: str) -> list[str] | None:
+        """What the pattern may stand for, of the words that this attribute has anywhere; None where they are many."""
+        condition, values = self._like("v.word", pattern)
+        statement = self._database.first(
+            _WORDS + 1, "v.word", f"FROM vocabulary v WHERE v.attribute = ? AND {condition}"
+        )
+        words = [row[0] for row in self._database.run(statement, [tag, *values]).fetchall()]
+        return words if len(words) <= _WORDS else None
 
     def _like(self, column: str, pattern: str) -> _Condition:
         return _like(self._database, column, pattern)
@@ -275,20 +330,47 @@ class Search:
                 return None
             return self._only(self._alphabetic_condition(pattern, column)[:2], match, whole)
         condition, values, exact = self._alphabetic_condition(pattern, column)
+        driver = self._studies_with_words(match.tag, pattern) if not _prefix(pattern.lstrip("^")) else None
+        if driver is None:
+            condition, values = self._by_index_if_few(column, (condition, values))
         if not exact:
             condition, values = self._only((condition, values), match, whole)
         # Few names have other groups, and a partial index knows them: apart, they do not slow down the rest.
         other, other_values = self._like(f"{column}_other", "*" + pattern.replace("^", "*") + "*")
-        others = f"FROM study s WHERE {column}_other > '' AND {other}"
+        other = f"{column}_other > '' AND {other}"
         stored = self._stored_condition(match)
         if stored is not None:
-            others, other_values = f"{others} AND {stored[0]}", [*other_values, *stored[1]]
-        elif exact:
-            ids = self._matching_ids(f"SELECT s.id, s.attributes {others}", other_values, match)
+            other, other_values = f"{other} AND {stored[0]}", [*other_values, *stored[1]]
+        if driver is not None:
+            if stored is None:
+                self._unsure.append(whole)
+            both, both_values = _any([(condition, values), (other, other_values)])
+            return f"({driver[0]} AND {both})", [*driver[1], *both_values]
+        if stored is None and exact:
+            ids = self._matching_ids(f"SELECT s.id, s.attributes FROM study s WHERE {other}", other_values, match)
             if ids is not None:
                 return (f"({condition} OR s.id IN ({','.join(map(str, ids))}))" if ids else condition), values
             self._unsure.append(whole)
-        return f"(({condition}) OR s.id IN (SELECT s.id {others}))", [*values, *other_values]
+        return f"(({condition}) OR s.id IN (SELECT s.id FROM study s WHERE {other}))", [*values, *other_values]
+
+    def _studies_with_words(self, tag: int, pattern: str) -> _Condition | None:
+        """A condition that few studies fulfil, but all whose name matches the pattern; None if there is none.
+
+        Told from the longest word in the pattern: what matches has it in one of its own.
+        """
+        pieces = [token for part in re.split(r"[*?]", pattern) for token in name_tokens(part)]
+        longest = max(pieces, key=len, default="")
+        if not longest or len(longest) > 200:
+            return None
+        words = self._words(tag, f"*{longest}*")
+        if words is None:
+            return None
+        if not words:
+            return "1 = 0", []
+        rows = f"FROM name_token t WHERE t.attribute = ? AND t.token IN ({', '.join('?' * len(words))})"
+        if not self._few(rows, [tag, *words], _FEW):
+            return None
+        return f"s.id IN (SELECT t.study_key {rows})", [tag, *words]
 
     def _matching_ids(self, statement: str, values: list[Any], match: Match) -> list[int] | None:
         """The ids of rows (id, DICOM JSON) that fulfil the match; None where there are too many to list."""
@@ -318,26 +400,42 @@ class Search:
         """Every word of the query begins a word of the name, or sounds like one; or the name matches literally."""
         words: list[_Condition] = []
         for word in name_tokens(" ".join(match.values)):
-            if not word.strip("*"):
-                continue
-            tokens = "SELECT t.study_key FROM name_token t WHERE t.attribute = ? AND "
-            if "*" in word or "?" in word:
-                condition, values = self._like("t.token", word)
-            else:
-                condition, values = "t.token >= ? AND t.token < ?", [word[:200], _after(word[:200])]
-            found, values = tokens + condition, [match.tag, *values]
-            if code := phonetic_code(word):  # a UNION: each half has an index of its own
-                found, values = f"{found} UNION ALL {tokens}t.code = ?", [*values, match.tag, code]
-            words.append((f"s.id IN ({found})", values))
+            if word.strip("*"):
+                words.append(self._word_condition(match.tag, word))
         together = _all(words)
         if words and not any("*" in value or "?" in value for value in match.values):
             return together
+        if len(words) == 1 and len(match.values) == 1 and match.values[0].rstrip("*?").isalnum():
+            return together  # one word with wildcards at its end: a name that matches has such a word
         name = replace(match, kind=Kind.NAME)
         literal = self._name_condition(name, column, match) or self._stored_condition(name)
         if literal is None:
             self._unsure.append(match)
             return "1 = 1", []
         return _any([together, literal]) if words else literal
+
+    def _word_condition(self, tag: int, word: str) -> _Condition:
+        """Studies in whose name a word begins with this one, matches it as a wildcard, or sounds like it."""
+        ways: list[_Condition] = []
+        if not _prefix(word) and (found := self._words(tag, word)) is not None:
+            ways.append((f"t.token IN ({', '.join('?' * len(found)) or 'NULL'})", list(found)))
+        elif "*" in word or "?" in word:
+            ways.append(self._like("t.token", word))
+        else:
+            ways.append(("t.token >= ? AND t.token < ?", [word[:200], _after(word[:200])]))
+            if code := phonetic_code(word):
+                ways.append(("t.code = ?", [code]))
+        # a UNION: each way has an index of its own
+        rows = " UNION ALL ".join(
+            f"SELECT t.study_key FROM name_token t WHERE t.attribute = ? AND {way}" for way, _ in ways
+        )
+        values = [value for _, given in ways for value in (tag, *given)]
+        if self._few(f"FROM ({rows}) u", values, _FEW_WITH_WORD):
+            return f"s.id IN ({rows})", values
+        self._counted = 0
+        either, values = _any(ways)
+        words = "SELECT 1 FROM name_token t WHERE t.study_key = s.id"
+        return f"EXISTS ({words} AND {self._database.without_index('t.attribute')} = ? AND {either})", [tag, *values]
 
     # Result
 
@@ -349,46 +447,49 @@ class Search:
             self._from += self._join_study
         where = f" WHERE {where}" if where else ""
         found: Sequence[Sequence[Any]] = []
+        exact = True
         if self._unsure:
-            found, total = self._match_here(where, values, columns)
-        elif query.limit:
-            found = self._fetch(where, values)
-        page = found[: query.limit]
-        if self._unsure:
-            pass
-        elif page and len(found) <= query.limit or not page and not query.offset and query.limit:
-            total = query.offset + len(page)
+            found, total, exact = self._match_here(where, values, columns)
         else:
-            total = self._count(where, values)
+            if query.limit:
+                found = self._fetch(where, values)
+            if found and len(found) <= query.limit or not found and not query.offset and query.limit:
+                total = query.offset + len(found)
+            else:
+                total, exact = self._count(where, values, query.offset + len(found))
+        page = found[: query.limit]
         build = self._row_builder()
         rows, uids = [], []
         for row in page:
             attributes, key = build(row)
             rows.append(attributes)
             uids.append(key)
-        return SearchResult(rows, uids, total, max(0, total - query.offset - len(page)))
+        return SearchResult(rows, uids, total, max(0, total - query.offset - len(page)), exact)
 
     def _fetch(self, where: str, values: list[Any]) -> list[Sequence[Any]]:
         page, page_values = self._database.page(self._query.limit + 1, self._query.offset)
         inner = f"SELECT {self._id} AS id FROM {self._from}{where} ORDER BY {self._order} {page}"
         return self._rows(inner, values + page_values)
 
-    def _match_here(self, where: str, values: list[Any], columns: list[str]) -> tuple[list[Sequence[Any]], int]:
+    def _match_here(self, where: str, values: list[Any], columns: list[str]) -> tuple[list[Sequence[Any]], int, bool]:
         """The page and the total, for a database that cannot match in DICOM JSON: every candidate is looked at."""
         tests = [(columns.index(self._stored_column(match)) + 1, match) for match in self._unsure]
         statement = f"SELECT {', '.join([self._id, *columns])} FROM {self._from}{where} ORDER BY {self._order}"
         first, last = self._query.offset, self._query.offset + self._query.limit
-        ids, total = [], 0
+        ids, total, exact = [], 0, True
         for row in self._database.stream(statement, values):
             documents = [orjson.loads(zlib.decompress(text) if isinstance(text, bytes) else text) for text in row[1:]]
             if all(matches(match, documents[column - 1]) for column, match in tests):
                 if first <= total < last:
                     ids.append(row[0])
                 total += 1
+                if total > last + _COUNTED_BY_TRYING:
+                    exact = False
+                    break
         if not ids:
-            return [], total
+            return [], total, exact
         table = {Level.STUDY: "study", Level.SERIES: "series", Level.INSTANCE: "instance"}[self._level]
-        return self._rows(f"SELECT id FROM {table} WHERE id IN ({','.join(map(str, ids))})", []), total
+        return self._rows(f"SELECT id FROM {table} WHERE id IN ({','.join(map(str, ids))})", []), total, exact
 
     def _rows(self, inner: str, values: list[Any]) -> list[Sequence[Any]]:
         """What results are built from, of the ids that the statement `inner` finds."""
@@ -408,12 +509,17 @@ class Search:
         statement = f"SELECT {columns} FROM ({inner}) p {joins} ORDER BY {self._outer_order}"
         return self._database.run(statement, values).fetchall()
 
-    def _count(self, where: str, values: list[Any]) -> int:
-        if where:
-            statement = f"SELECT count(*) FROM {self._from}{where}"
-        else:
+    def _count(self, where: str, values: list[Any], known: int) -> tuple[int, bool]:
+        """How many match, of whom `known` are known already; and whether it is exact."""
+        if not where:
             statement = f"SELECT {_TOTAL_COLUMN[self._level]} FROM archive_state WHERE id = 1"
-        return int(self._database.run(statement, values).fetchone()[0])
+            return int(self._database.run(statement).fetchone()[0]), True
+        if not self._counted and known > self._query.offset:
+            return known, False
+        most = self._query.offset + self._query.limit + max(self._counted, 1)
+        limited = self._database.first(most, "1 AS one", f"FROM {self._from}{where}")
+        total = int(self._database.run(f"SELECT count(*) FROM ({limited}) c", values).fetchone()[0])
+        return total, total < most
 
     def _needs_document(self) -> bool:
         return self._query.include_all or any(
@@ -481,6 +587,18 @@ class Search:
             return out, uids
 
         return build
+
+
+def _request_condition(match: Match) -> _Condition | None:
+    """Request Attributes Sequence by the IDs that have a table; None for other attributes in it."""
+    conditions = []
+    for item in match.items:
+        column = _REQUEST_COLUMNS.get(item.tag)
+        if column is None or item.kind is not Kind.EQUAL or any(len(value) >= 200 for value in item.values):
+            return None
+        conditions.append((f"q.{column} IN ({', '.join('?' * len(item.values))})", list(item.values)))
+    condition, values = _all(conditions)
+    return (f"r.id IN (SELECT q.series_key FROM series_request q WHERE {condition})", values) if conditions else None
 
 
 #: What a rule about studies can be about, of the study `s`.

@@ -47,7 +47,10 @@ _RESPONSES = {
         "description": "The matching data sets, `[]` when there are none",
         "content": content(DICOM_JSON, schema=DATA_SETS) | content(f'multipart/related; type="{DICOM_XML}"'),
         "headers": {
-            "X-Total-Count": {"description": "Number of all matches", "schema": {"type": "integer"}},
+            "X-Total-Count": {
+                "description": "Number of all matches, of very many only how many there are at least",
+                "schema": {"type": "integer"},
+            },
             "Link": {"description": "URLs of the first, prev, next and last page", "schema": {"type": "string"}},
             "Warning": {"description": "What of the request was not done", "schema": {"type": "string"}},
         },
@@ -120,11 +123,12 @@ def _search(level: Level, study: str | None = None, series: str | None = None) -
         response = dicom_json(body) if choice.offer.media_type == DICOM_JSON else dicom_xml(body, choice)
     response.headers["Cache-Control"] = "private, no-cache"
     response.headers["X-Total-Count"] = str(result.total)
-    if links := _links(asked, result.total, pairs):
+    if links := _links(asked, result.total, pairs, exact=result.exact):
         response.headers["Link"] = links
     warnings = list(asked.warnings)
     if result.remaining:
-        warnings.append(f"There are {result.remaining} additional results that can be requested")
+        number = result.remaining if result.exact else f"more than {result.remaining - 1}"
+        warnings.append(f"There are {number} additional results that can be requested")
     for text in warnings:
         response.headers.add("Warning", warning(text))
     return response
@@ -139,7 +143,7 @@ def _with_retrieve_url(row: dict[str, Any], url: str) -> dict[str, Any]:
     return row
 
 
-def _links(asked: Query, total: int, pairs: Sequence[tuple[str, str]]) -> str:
+def _links(asked: Query, total: int, pairs: Sequence[tuple[str, str]], *, exact: bool) -> str:
     """The Link header: first, prev, next and last page, each where there is one other than this."""
     limit, offset = asked.limit, asked.offset
     if limit == 0 or total == 0:
@@ -151,7 +155,7 @@ def _links(asked: Query, total: int, pairs: Sequence[tuple[str, str]]) -> str:
         pages["prev"] = max(0, min(offset, total) - limit)
     if offset + limit < total:
         pages["next"] = offset + limit
-    if last > offset:
+    if last > offset and exact:
         pages["last"] = last
     kept = [(key, value) for key, value in pairs if key not in ("limit", "offset")]
     here = server_url() + request.path

@@ -173,6 +173,10 @@ class SqlServer(Database):
         """The end of a SELECT with ORDER BY that returns `limit` rows from `offset` on; `limit` is 1 or more."""
         return "OFFSET ? ROWS FETCH NEXT ? ROWS ONLY", [offset, limit]
 
+    def first(self, count: int, columns: str, rest: str) -> str:
+        """A SELECT of no more than `count` rows, whichever; `rest` begins with FROM."""
+        return f"SELECT TOP ({count}) {columns} {rest}"
+
     def like(self, column: str) -> str:
         """A condition with one value, made by `like_pattern`."""
         return f"{column} LIKE ? ESCAPE '\\'"
