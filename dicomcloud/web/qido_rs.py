@@ -24,6 +24,9 @@ blueprint = Blueprint("QIDO-RS", __name__, description="Search (PS3.18 10.6)")
 _RETRIEVE_URL = "00081190"
 _OFFERS = (Offer(DICOM_JSON), Offer(DICOM_XML, multipart=True))
 
+_INSTANCE_HEADER = "_instance-header"  # of the original: name an instance of each result in X-Dicom-Instance
+_MOST_HEADERS = 50  # browsers and proxies refuse answers with too large a head
+
 _FLAG = {"type": "string", "enum": ["true", "false"]}
 _COUNT = {"type": "integer", "minimum": 0}
 _PARAMETERS = [
@@ -131,7 +134,19 @@ def _search(level: Level, study: str | None = None, series: str | None = None) -
         warnings.append(f"There are {number} additional results that can be requested")
     for text in warnings:
         response.headers.add("Warning", warning(text))
+    if _INSTANCE_HEADER in request.args:
+        for uids in result.uids[:_MOST_HEADERS]:
+            response.headers.add("X-Dicom-Instance", ":".join(_first_instance(*uids)))
     return response
+
+
+def _first_instance(study: str, series: str, instance: str) -> tuple[str, str, str]:
+    """The first instance of a result, for a preview of it."""
+    if instance:
+        return study, series, instance
+    first = Query(Level.INSTANCE, study, series or None, limit=1)
+    found = current_service().archive.index.search(first).uids
+    return found[0] if found else (study, series, "")
 
 
 def _with_retrieve_url(row: dict[str, Any], url: str) -> dict[str, Any]:

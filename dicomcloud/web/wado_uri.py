@@ -82,7 +82,8 @@ _PARAMETERS = [
     },
 )
 def retrieve_by_uri() -> Response:
-    if (request_type := _parameter("requestType")) != "WADO":
+    request_type = _parameter("requestType") or _parameter("RequestType")  # the original wrote RequestType=wado
+    if request_type.upper() != "WADO":
         raise BadRequest(f"requestType must be WADO, not {request_type[:40]!r}")
     uids = [_uid(name) for name in _UIDS]
     check_visible(uids[0])
@@ -159,9 +160,10 @@ def _send_data(row: InstanceRow, kind: str, asked: UriRendering) -> Response:
         if name in request.args:
             raise BadRequest(f"{name} goes with rendered media types only, not with {kind}")
     if kind == DICOM:
-        if asked.frame is not None:
-            raise BadRequest("frameNumber goes with rendered media types only, not with application/dicom")
-        return _send_dicom(row)
+        response = _send_dicom(row)
+        if asked.frame is not None:  # cornerstone's loader sends it, and takes the frame out of the file itself
+            response.headers.add("Warning", warning("frameNumber is ignored: application/dicom is the whole object"))
+        return response
     etag = entity_tag(None, row.file_key, kind, asked.frame, service_url())
     if answer := not_modified(etag):
         return answer

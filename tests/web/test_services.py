@@ -98,7 +98,7 @@ def test_wado_uri_gives_the_instance(client: FlaskClient, stored: dict[str, str]
 @pytest.mark.parametrize(
     ("change", "status", "named"),
     [
-        ({"requestType": "wado"}, 400, "requestType"),
+        ({"requestType": "QIDO"}, 400, "requestType"),
         ({"studyUID": None}, 400, "studyUID"),
         ({"objectUID": "x"}, 400, "objectUID"),
         ({"seriesUID": "1.2.3"}, 404, "1.2.3"),
