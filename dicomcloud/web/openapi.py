@@ -141,9 +141,18 @@ _SWAGGER_PAGE = """<!DOCTYPE html>
 <div id="swagger-ui"></div>
 <script src="swagger/assets/swagger-ui-bundle.js"></script>
 <script>
+// Whoever is logged in with this browser shows with what changes something that it comes from this page.
+const session = fetch("session").then(answer => answer.ok ? answer.json() : {}).catch(() => ({}));
 window.ui = SwaggerUIBundle({
   url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true, displayRequestDuration: true,
-  docExpansion: "list", defaultModelsExpandDepth: -1, validatorUrl: null, tryItOutEnabled: true
+  docExpansion: "list", defaultModelsExpandDepth: -1, validatorUrl: null, tryItOutEnabled: true,
+  requestInterceptor: async request => {
+    const token = (await session).csrf_token;
+    if (request.loadSpec) return request;
+    request.headers["X-Requested-With"] = "XMLHttpRequest"; // else a 401 opens the browser's own window
+    if (token) request.headers["X-CSRF-Token"] = token;
+    return request;
+  }
 });
 </script>
 </body>

@@ -104,7 +104,7 @@ def store_instances() -> Response:
 
 
 @blueprint.route("/studies/<study>", methods=["POST"])
-@blueprint.doc(summary="Store Instances of one study; those of another study fail", **_DOC)
+@blueprint.doc(summary="Store Instances of a Study", **_DOC)
 def store_instances_of_study(study: str) -> Response:
     return _store(study)
 

@@ -22,6 +22,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = Path(__file__).resolve().parent / "npm"
 BUILD = PROJECT / "build"  # git-ignored
+PASSWORD = "correct horse battery staple"  # of the users of `closed_server`
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NODE, NPM = shutil.which("node"), shutil.which("npm")
 NO_REGISTRY = re.compile(r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ENETUNREACH|EHOSTUNREACH|TIMEDOUT|ENOTCACHED")
@@ -132,6 +133,29 @@ def server(new_server: Callable[..., Server]) -> Server:
     return new_server()
 
 
+@pytest.fixture(scope="module")
+def closed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A server that asks who is calling, with a reader and an administrator."""
+    server = Server(tmp_path_factory.mktemp("closed"), DICOMCLOUD_AUTHENTICATION="required")
+    for name, role in (("rita", "reader"), ("ada", "administrator")):
+        done = server.run("users", "add", name, "--role", role, "--password-stdin", typed=f"{PASSWORD}\n")
+        assert done.returncode == 0, done.stderr
+    server.start()
+    yield server
+    server.stop()
+
+
+def log_in(page: Any, server: Any, name: str) -> None:
+    from playwright.sync_api import expect
+
+    page.goto(server.url)
+    expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+    page.get_by_label("Name").fill(name)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("heading", name="Studies")).to_be_visible()
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Headless Chromium, as it is installed on this machine."""
@@ -165,7 +189,7 @@ def new_page(browser: Any, server: Server, request: pytest.FixtureRequest) -> It
     """
     contexts: list[Any] = []
 
-    def make(**options: Any) -> Any:
+    def make(*, server: Server = server, **options: Any) -> Any:
         context = browser.new_context(**({"viewport": {"width": 1440, "height": 900}} | options))
         contexts.append(context)
         page = context.new_page()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,10 @@ import requests
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.conformance.conftest import Server
+from tests.conformance.conftest import log_in
 from tests.data import make_dataset, make_file, pydicom_files
 
 NewPage = Callable[..., Any]
-PASSWORD = "correct horse battery staple"
 CD = Path(pydicom.__file__).parent / "data" / "test_files" / "dicomdirtests"
 
 
@@ -369,27 +368,6 @@ def test_a_study_that_is_not_there_is_told_so(server: Any, new_page: NewPage) ->
     page = new_page()
     page.goto(f"{server.url}/study/1.2.3")
     expect(page.get_by_role("heading", name="This study cannot be shown")).to_be_visible()
-
-
-@pytest.fixture(scope="module")
-def closed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A server that asks who is calling, with a reader and an administrator."""
-    server = Server(tmp_path_factory.mktemp("closed"), DICOMCLOUD_AUTHENTICATION="required")
-    for name, role in (("rita", "reader"), ("ada", "administrator")):
-        done = server.run("users", "add", name, "--role", role, "--password-stdin", typed=f"{PASSWORD}\n")
-        assert done.returncode == 0, done.stderr
-    server.start()
-    yield server
-    server.stop()
-
-
-def log_in(page: Any, server: Any, name: str) -> None:
-    page.goto(server.url)
-    expect(page.get_by_role("heading", name="Log in")).to_be_visible()
-    page.get_by_label("Name").fill(name)
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("button", name="Log in").click()
-    expect(page.get_by_role("heading", name="Studies")).to_be_visible()
 
 
 def test_whoever_logs_in_sees_what_they_may_do(browser: Any, closed_server: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.conformance.conftest import PASSWORD, log_in
 from tests.data import make_dataset, make_file
 
 
@@ -68,3 +69,37 @@ def test_a_file_is_stored_from_the_page(page: Any, server: Any, tmp_path: Any) -
         block.get_by_role("button", name="Execute").click()
     assert answer.value.status == 200
     assert requests.get(f"{server.root}/studies/{dataset.StudyInstanceUID}/metadata", timeout=60).status_code == 200
+
+
+def store_from_the_page(page: Any, file: Any) -> Any:
+    block = page.locator("[id$='-store_instances']")
+    block.locator("button.opblock-summary-control").click()
+    block.locator("select[aria-label='Request content type']").select_option("application/dicom")
+    block.locator("input[type=file]").set_input_files(file)
+    with page.expect_response(lambda answer: "/dicomweb/studies" in answer.url) as answer:
+        block.get_by_role("button", name="Execute").click()
+    return answer.value
+
+
+def test_whoever_presses_authorize_may_store(new_page: Any, closed_server: Any, tmp_path: Any) -> None:
+    (tmp_path / "image.dcm").write_bytes(make_file())
+    page = new_page(server=closed_server)
+    page.goto(f"{closed_server.url}/swagger")
+    assert store_from_the_page(page, tmp_path / "image.dcm").status == 401
+    page.get_by_role("button", name="Authorize").first.click()
+    scheme = page.locator(".auth-container", has_text="password")
+    scheme.locator("input[type=text]").fill("ada")
+    scheme.locator("input[type=password]").fill(PASSWORD)
+    scheme.get_by_role("button", name="Apply credentials").click()
+    page.get_by_role("button", name="Close").first.click()
+    with page.expect_response(lambda answer: "/dicomweb/studies" in answer.url) as answer:
+        page.locator("[id$='-store_instances']").get_by_role("button", name="Execute").click()
+    assert answer.value.status == 200
+
+
+def test_whoever_is_logged_in_may_store(new_page: Any, closed_server: Any, tmp_path: Any) -> None:
+    (tmp_path / "image.dcm").write_bytes(make_file())
+    page = new_page(server=closed_server)
+    log_in(page, closed_server, "ada")
+    page.goto(f"{closed_server.url}/swagger")
+    assert store_from_the_page(page, tmp_path / "image.dcm").status == 200

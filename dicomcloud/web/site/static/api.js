@@ -14,7 +14,8 @@ export class Fault extends Error {
 /** Headers that every request carries: those of the session, where there is one. */
 export function headers(more = {}) {
   const token = document.querySelector("meta[name=csrf-token]")?.content;
-  return token ? { "X-CSRF-Token": token, ...more } : more;
+  const asked = { "X-Requested-With": "XMLHttpRequest", ...more }; // else a 401 opens the browser's own window
+  return token ? { "X-CSRF-Token": token, ...asked } : asked;
 }
 
 /** fetch(), with faults as Fault. */
