@@ -162,7 +162,7 @@ class StoreBatch:
         """
         for item in self._items[-1:]:
             if not isinstance(item, StoreItem):
-                item.incoming.sync_soon()  # while this one comes in
+                item.incoming.sync_soon()  # while this one comes in, if it was changed
         iterator = iter(chunks)
         try:
             incoming = self._storage.receive()
@@ -219,6 +219,8 @@ class StoreBatch:
         for chunk in chunks:
             incoming.write(chunk)
             digest.update(chunk)
+        if self._deidentify is None and not self._changes:
+            incoming.sync_soon()  # the disk has its work while the header is scanned
         with incoming.buffer() as buffer:
             header = dicom_header.scan(buffer, max_inflated=self._max_inflated_bytes)
             self._check_study(header)

@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 
@@ -335,6 +336,8 @@ class Search:
             condition, values = self._by_index_if_few(column, (condition, values))
         if not exact:
             condition, values = self._only((condition, values), match, whole)
+        if not self._has_other_names(column):
+            return condition, values
         # Few names have other groups, and a partial index knows them: apart, they do not slow down the rest.
         other, other_values = self._like(f"{column}_other", "*" + pattern.replace("^", "*") + "*")
         other = f"{column}_other > '' AND {other}"
@@ -377,6 +380,12 @@ class Search:
         rows = self._database.stream(statement, values)
         ids = [row[0] for row in islice(rows, _LISTED) if matches(match, orjson.loads(row[1]))]
         return ids if next(iter(rows), None) is None else None
+
+    def _has_other_names(self, column: str) -> bool:
+        """Whether any name has an ideographic or phonetic group. Most archives have none, and look for none then."""
+        page, values = self._database.page(1, 0)
+        statement = f"SELECT s.id FROM study s WHERE {column}_other > '' ORDER BY {column}_other {page}"
+        return self._database.run(statement, values).fetchone() is not None
 
     def _alphabetic_condition(self, pattern: str, column: str) -> tuple[str, list[Any], bool]:
         """A condition on the alphabetic group, and whether it is exact or only lets too many pass."""
@@ -526,29 +535,12 @@ class Search:
             level_of(tag) is Level.INSTANCE and json_key(tag) not in INSTANCE_KEYS for tag in self._query.include
         )
 
-    def _plan(self) -> list[tuple[str, Level, dict[str, Any] | None]]:
-        """The attributes of a result, keys ascending: key, level it is taken from, what stands for it if not stored."""
-        query, level = self._query, self._level
-        full = {
-            Level.STUDY: level is Level.STUDY or query.study_uid is None,
-            Level.SERIES: level is Level.SERIES or (level is Level.INSTANCE and query.series_uid is None),
-            Level.INSTANCE: level is Level.INSTANCE,
-        }
-        plan: dict[str, tuple[Level, dict[str, Any] | None]] = {}
-        for tag in query.include:
-            plan[json_key(tag)] = (level if tag in EVERY_LEVEL else level_of(tag) or level, None)
-        for row in INDEXED_ATTRIBUTES:
-            if row.level <= level and row.returned and full[row.level]:  # of an attribute of every level the lowest
-                plan[json_key(row.tag)] = (row.level, None if row.conditional else {"vr": row.vr})
-        plan["0020000D"] = (Level.STUDY, None)
-        if level is not Level.STUDY:
-            plan["0020000E"] = (Level.SERIES, None)
-        return [(key, own, empty) for key, (own, empty) in sorted(plan.items())]
-
     def _row_builder(self) -> Callable[[Sequence[Any]], tuple[dict[str, Any], tuple[str, str, str]]]:
         """A function that makes the data set of one row, and its UIDs."""
         level, everything = self._level, self._query.include_all
-        plan = self._plan()
+        query = self._query
+        whole = (level is Level.STUDY or query.study_uid is None, level is Level.SERIES or query.series_uid is None)
+        plan = _plan(level, *whole, query.include)
         needs_study = everything or any(own is Level.STUDY and key != "0020000D" for key, own, _ in plan)
         needs_series = everything or any(own is Level.SERIES and key != "0020000E" for key, own, _ in plan)
         needs_document = level is Level.INSTANCE and self._needs_document()
@@ -648,3 +640,24 @@ def _any(conditions: Sequence[_Condition]) -> _Condition:
         return conditions[0]
     text = " OR ".join(f"({text})" for text, _ in conditions)
     return f"({text})", [value for _, values in conditions for value in values]
+
+
+@lru_cache(maxsize=512)
+def _plan(
+    level: Level, whole_study: bool, whole_series: bool, include: frozenset[int]
+) -> tuple[tuple[str, Level, dict[str, Any] | None], ...]:
+    """The attributes of a result, keys ascending: key, level it is taken from, what stands for it if not stored.
+
+    `whole_study`, `whole_series`: the attributes of a level above come too, since the path does not name it.
+    """
+    full = {Level.STUDY: whole_study, Level.SERIES: whole_series, Level.INSTANCE: True}
+    plan: dict[str, tuple[Level, dict[str, Any] | None]] = {}
+    for tag in include:
+        plan[json_key(tag)] = (level if tag in EVERY_LEVEL else level_of(tag) or level, None)
+    for row in INDEXED_ATTRIBUTES:
+        if row.level <= level and row.returned and full[row.level]:  # of an attribute of every level the lowest
+            plan[json_key(row.tag)] = (row.level, None if row.conditional else {"vr": row.vr})
+    plan["0020000D"] = (Level.STUDY, None)
+    if level is not Level.STUDY:
+        plan["0020000E"] = (Level.SERIES, None)
+    return tuple((key, own, empty) for key, (own, empty) in sorted(plan.items()))

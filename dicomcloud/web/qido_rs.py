@@ -161,7 +161,7 @@ def _with_retrieve_url(row: dict[str, Any], url: str) -> dict[str, Any]:
 def _links(asked: Query, total: int, pairs: Sequence[tuple[str, str]], *, exact: bool) -> str:
     """The Link header: first, prev, next and last page, each where there is one other than this."""
     limit, offset = asked.limit, asked.offset
-    if limit == 0 or total == 0:
+    if limit == 0 or total == 0 or (offset == 0 and total <= limit):
         return ""
     last = offset + max(0, total - 1 - offset) // limit * limit
     pages = {}
