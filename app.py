@@ -13,6 +13,7 @@ from dicomcloud.archive import Archive
 from dicomcloud.deidentify import open_deidentifier
 from dicomcloud.dicom.deidentification import Deidentifier
 from dicomcloud.quarantine import Quarantine
+from dicomcloud.server import WHEN_SERVING
 from dicomcloud.settings import Settings
 from dicomcloud.web.service import Service
 
@@ -90,6 +91,8 @@ def create_app(configuration: Settings | None = None) -> Flask:
             share_max_hours=configuration.share_max_hours,
         ),
     )
+    if configuration.codec_warm_up:
+        app.extensions[WHEN_SERVING] = opened.get_codecs_ready
     return app
 
 

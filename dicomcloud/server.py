@@ -20,6 +20,7 @@ from .settings import Settings, split_address, unix_socket
 
 WsgiApp = Callable[..., Any]
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # environment variable: the folder by which processes share their metrics
+WHEN_SERVING = "dicomcloud.when_serving"  # among the application's extensions: to be called in its server process
 TAKES_FILE_SPANS = "dicomcloud.takes_file_spans"  # in the WSGI environment: the body may have parts of files in it
 _METRICS = "dicomcloud-metrics-"
 _LONGEST_REQUEST_LINE = 8190  # bytes; the most that gunicorn's parser takes with a limit at all
@@ -82,7 +83,7 @@ def gunicorn_options(settings: Settings) -> dict[str, Any]:
 
     def begin(worker: Any) -> None:
         worker.silence = settings.request_timeout or None
-        _settle()
+        _settle(worker.wsgi)
 
     share_metrics()
     return {
@@ -126,7 +127,7 @@ def _run_waitress(listener: socket.socket, settings: Settings, create_app: Calla
     import waitress
 
     app = create_app(settings)
-    _settle()
+    _settle(app)
     channels: dict[int, Any] = {}
     server = waitress.create_server(
         app,
@@ -213,14 +214,15 @@ def _remove_metrics() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _settle() -> None:
-    """The application is made: what it consists of stays, and garbage is looked for more rarely.
+def _settle(app: WsgiApp) -> None:
+    """The application is made and about to be served: what it consists of stays, and garbage is looked for more rarely.
 
     A list of results is many small objects; with Python's own thresholds their collection costs more than the search.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
+    getattr(app, "extensions", {}).get(WHEN_SERVING, lambda: None)()
 
 
 def _why_not(address: str, error: OSError) -> str:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, gettempdir
+from threading import Timer
 from typing import Any, BinaryIO, Generic, NamedTuple, NoReturn, TypeVar, cast
 
 from ..diagnosis import Diagnosis, fault, good
 from ..dicom import header as dicom_header
 from ..dicom import metadata
-from ..dicom.codecs import ImagePixel, encoded
+from ..dicom.codecs import ImagePixel, encoded, get_codecs_ready
 from ..dicom.damaged import read_damaged_value
 from ..dicom.deidentification import CannotDeidentify, Deidentifier
 from ..dicom.pixel_data import (
@@ -72,6 +74,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 MIGRATIONS = Path(__file__).resolve().parent.parent.parent / "migrations"
 
+_AFTER_START = 2.0  # seconds that the start of a server has for itself
 _PIECE = 1 << 20  # bytes copied at a time
 _KEPT_PIXELS = 2_000_000  # of a frame, from which on drawing it takes longer than reading a kept picture
 _IN_MEMORY = 4 << 20  # bytes of a converted instance that need no temporary file on disk
@@ -157,6 +160,17 @@ class Archive:
     def disk_space(self) -> tuple[int, int]:
         """Free bytes and all bytes of the volume with the files. Raises OSError."""
         return self._storage.disk_space()
+
+    def get_codecs_ready(self) -> None:
+        """Start one codec process soon, which the first image to be decoded finds ready. Returns at once."""
+
+        def start() -> None:
+            with suppress(RuntimeError):  # the server is being stopped
+                self._codecs.submit(get_codecs_ready)
+
+        timer = Timer(_AFTER_START, start)
+        timer.daemon = True
+        timer.start()
 
     def watch_codecs(self, on_change: Callable[[int], object]) -> None:
         """Have `on_change` told how many pieces of pixel work wait or are under way, whenever that changes."""

@@ -110,6 +110,17 @@ def _registered() -> bool:
     return True
 
 
+def get_codecs_ready() -> None:
+    """Load the codecs, which takes 0.4 s, so that the first image that is decoded does not wait for them."""
+    import imagecodecs
+    import numpy
+
+    for uid, syntax in TRANSFER_SYNTAXES.items():
+        if syntax.encapsulated and syntax.decodable and (decoder := _decoder(uid)) is not None:
+            _ = decoder.available_plugins  # imports them
+    _ = imagecodecs.JPEG2K.available, numpy.empty(0)
+
+
 def _decoder(uid: str) -> Any:
     """pydicom's decoder of a transfer syntax, imagecodecs among its plug-ins; None if pydicom does not know it."""
     from pydicom.pixels.decoders.base import get_decoder

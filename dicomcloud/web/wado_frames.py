@@ -141,7 +141,7 @@ def send_frames(
     if target not in (None, EXPLICIT_LITTLE_ENDIAN):
         _require(row, target or "")
     parts: Iterable[OutgoingPart]
-    if request.method == "HEAD" and (target is not None or len(numbers) > 1):
+    if request.method == "HEAD" and target is None and len(numbers) > 1:
         kind = _content_type(row, frames, target)
         parts = iter([OutgoingPart({"Content-Type": kind, "Content-Location": locations[numbers[0]]}, None, ())])
     else:

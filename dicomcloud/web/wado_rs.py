@@ -208,7 +208,7 @@ def _instance_parts(rows: Sequence[InstanceRow], transfer_syntax: str) -> Iterab
             OutgoingPart(_headers(row.transfer_syntax, url), row.size, source)
             for row, url, source in zip(rows, urls, sources, strict=True)
         ]
-    if request.method == "HEAD":
+    if request.method == "HEAD" and len(rows) > 1:
         wanted = EXPLICIT_LITTLE_ENDIAN if transfer_syntax == AS_STORED else transfer_syntax
         return [OutgoingPart(_headers(wanted, urls[0]), None, ())]
     parts = (

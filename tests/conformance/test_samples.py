@@ -12,6 +12,7 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 from pydicom.filebase import DicomBytesIO
 
+from tests.conformance.values import differences
 from tests.data import data_set_bytes, pydicom_files, sample_files
 
 EXPLICIT, IMPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
@@ -90,13 +91,20 @@ def check_fetched(resource: str, file: bytes) -> None:
             assert [str(e.tag) for e in received] == [str(e.tag) for e in sent if e.tag.element]
 
 
+def fetch_octets(uri: str) -> bytes:
+    answer = HTTP.get(uri, headers={"Accept": "application/octet-stream"}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
 def check_metadata(resource: str, file: bytes) -> None:
-    """Every attribute that pydicom reads, no other, in order; and every bulk value can be had."""
+    """Every attribute that pydicom reads, with its values, no other, in order; and every bulk value can be had."""
     (metadata,) = HTTP.get(f"{resource}/metadata", timeout=60).json()
     dataset = pydicom.dcmread(BytesIO(file), force=True)
     expected = {f"{int(tag):08X}" for tag in dataset.keys() if int(tag) & 0xFFFF}  # noqa: SIM118
     assert set(metadata) - {"00080016"} == expected - {"00080016"}
     assert list(metadata) == sorted(metadata)
+    assert differences(metadata, dataset, fetch_octets) == []
     for attribute in metadata.values():
         if uri := attribute.get("BulkDataURI"):
             assert uri.startswith(f"{resource}/bulkdata/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dicomcloud.dicom.codecs import get_codecs_ready
 from dicomcloud.dicom.transfer_syntaxes import CannotDecode, CannotEncode
 from dicomcloud.dicom.workers import CodecPool
 
@@ -98,3 +100,13 @@ def test_a_closed_pool_leaves_no_process_and_starts_anew(pool: CodecPool) -> Non
     pool.close()
     assert not any(process.pid == first for process in multiprocessing.active_children())
     assert pool.submit(os.getpid).result() != first
+
+
+def test_the_codecs_are_loaded_before_they_are_needed_when_that_is_asked(pool: CodecPool) -> None:
+    pool.submit(get_codecs_ready).result()
+    loaded = pool.submit(loaded_modules).result()
+    assert {"numpy", "imagecodecs", "openjpeg", "rle"} <= loaded
+
+
+def loaded_modules() -> set[str]:
+    return set(sys.modules)
