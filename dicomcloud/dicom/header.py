@@ -713,7 +713,7 @@ def _inflate(buffer: bytes | mmap.mmap, offset: int, max_inflated: int) -> bytes
     inflater = zlib.decompressobj(-15)
     data = inflater.decompress(buffer[offset:], max_inflated + 1)
     if len(data) > max_inflated:
-        _invalid(f"the deflated data set has more than {max_inflated} bytes", FailureReason.OUT_OF_RESOURCES)
+        _invalid(f"the deflated data set has more than {max_inflated} bytes")
     if not inflater.eof:
         _invalid("truncated: the deflated data set ends too early")
     return data
@@ -722,8 +722,8 @@ def _inflate(buffer: bytes | mmap.mmap, offset: int, max_inflated: int) -> bytes
 def scan(buffer: Buffer, *, max_inflated: int = 1 << 30) -> Header:
     """The header of the instance that fills `buffer` (bytes or mmap; others are copied).
 
-    Raises InvalidInstance, and nothing else: CANNOT_UNDERSTAND for what is not DICOM, is truncated or lacks a UID,
-    OUT_OF_RESOURCES for a deflated data set of more than `max_inflated` bytes. Its UIDs are those that were read.
+    Raises InvalidInstance, and nothing else: CANNOT_UNDERSTAND for what is not DICOM, is truncated, lacks a UID or
+    would inflate to more than `max_inflated` bytes. Its UIDs are those that were read.
     """
     found = _Found()
     try:

@@ -1,8 +1,8 @@
 """Softcopy presentation states (PS3.3 A.33, PS3.4 N): how somebody wanted an image to be seen.
 
-Applied in the order of PS3.4 Figure N.2-1: modality LUT, VOI and presentation LUT of the state (never those of the
-image), shutter, overlays that the state activates, displayed area with rotation and mirroring, graphics and texts.
-Masks (subtraction), compound graphics and blending are not applied.
+Applied in the order of PS3.4 Figure N.2-1: modality LUT, mask, VOI and presentation LUT of the state (never those of
+the image), shutter, overlays that the state activates, displayed area with rotation and mirroring, graphics and texts.
+Compound graphics are not drawn; blending and volumetric states are refused.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from . import values
 from .annotation import SMALLEST_LETTERS, draw_text, letter_size, text_size
 from .header import Header
 from .lut import Grayscale, LookupTable, Palette, Range, Rescale, Rgb, rgb_of_cielab
+from .mask import mask_of
 from .overlays import (
     GROUPS,
     cover,
@@ -94,7 +95,8 @@ class PresentationState:
 
     def picture(self, image: StoredImage, number: int) -> Image.Image:
         """A frame in its own matrix, with the state's LUTs, shutter and overlays."""
-        picture = image.picture(number, grayscale=self.grayscale(image, number) if image.is_grayscale else None)
+        grayscale = self.grayscale(image, number) if image.is_grayscale else None
+        picture = image.picture(number, grayscale=grayscale, mask=mask_of(self.attributes, number, image.image.frames))
         if self._object.sop_class == _PSEUDO_COLOR and picture.mode == "L" and (palette := self._object.palette()):
             picture = _pseudo_colours(picture, palette)
         free = shutter(self.attributes, picture.size)

@@ -16,7 +16,8 @@ import io
 import mmap
 import tempfile
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, BinaryIO, Final
 
 import numpy
@@ -41,6 +42,7 @@ from .lut import (
     rgb_of_cielab,
     value_range,
 )
+from .mask import Mask, mask_of, wants_subtraction
 from .pixel_data import CannotDecode, ImagePixel, to_explicit_little_endian
 from .rendering_parameters import Window, WindowFunction
 from .stored_pixels import LocatedPixels
@@ -296,12 +298,22 @@ class StoredImage(StoredObject):
             return numpy.ascontiguousarray(numpy.moveaxis(cells.reshape(count, rows, columns), 0, -1)), decoded
         return cells.reshape(rows, columns, count), decoded
 
-    def picture(self, number: int, window: Window | None = None, grayscale: Grayscale | None = None) -> Image.Image:
+    def picture(
+        self,
+        number: int,
+        window: Window | None = None,
+        grayscale: Grayscale | None = None,
+        mask: Mask | None = None,
+    ) -> Image.Image:
         """A frame as an 8-bit grey (L) or RGB image of Rows × Columns. Raises CannotRender.
 
-        `window` replaces the image's own VOI transformation, `grayscale` all of its grayscale transformations. Both
-        are for grayscale images and are ignored for others (PS3.18 8.3.5.1.4).
+        `window` replaces the image's own VOI transformation, `grayscale` all of its grayscale transformations, and
+        brings its own `mask`. They are for grayscale images and are ignored for others (PS3.18 8.3.5.1.4).
         """
+        if grayscale is None and self.is_grayscale and wants_subtraction(self.attributes):
+            mask = mask_of(self.attributes, number, self.image.frames)
+        if mask is not None and self.is_grayscale:
+            return self._subtracted(number, mask, window, grayscale)
         samples, image = self.samples(number)
         if self.is_segmentation and image.samples == 1:
             return self._segments(number, samples, image)
@@ -319,6 +331,45 @@ class StoredImage(StoredObject):
         if (palette := self._supplemental_palette(number)) and samples.dtype.itemsize <= 2:
             return _from_table(samples, colour_table(cells, palette, grayscale))
         return _grey_image(grey_levels(samples, cells, grayscale))
+
+    def _subtracted(self, number: int, mask: Mask, window: Window | None, grayscale: Grayscale | None) -> Image.Image:
+        """A frame without what is in its mask too: the difference of the values after the modality LUT.
+
+        The image's own window is for frames as they are; without another one the least and the greatest difference
+        become black and white.
+        """
+        modality = grayscale.modality if grayscale else self.modality(number)
+        subtrahend = self._mean(mask.frames, modality)
+        if any(mask.shift):
+            down, across = mask.shift
+            moved = Image.fromarray(subtrahend).transform(
+                (subtrahend.shape[1], subtrahend.shape[0]),
+                Image.Transform.AFFINE,
+                (1, 0, -across, 0, 1, -down),
+                Image.Resampling.BILINEAR,
+            )
+            subtrahend = numpy.asarray(moved)
+        difference = self._mean(mask.contrast, modality) - subtrahend
+        if grayscale is None:
+            inverse = self.image.photometric == "MONOCHROME1"
+            grayscale = Grayscale(
+                Rescale(), window or value_range(difference, self.cells, Rescale(), None), None, inverse
+            )
+        else:
+            grayscale = replace(grayscale, modality=Rescale(), padding=None)
+        return _grey_image(grey_levels(difference, self.cells, grayscale))
+
+    def _mean(self, numbers: Sequence[int], modality: Rescale | LookupTable) -> Array:
+        """The mean of frames, after the modality LUT."""
+        total: Array | None = None
+        for number in numbers:
+            samples, image = self.samples(number)
+            cells = Cells(image.bits_allocated, image.bits_stored, image.high_bit, image.signed)
+            stored = samples if samples.dtype.kind == "f" else cells.values(samples)
+            frame = modality.apply(stored.astype(numpy.float32)).astype(numpy.float32)
+            total = frame if total is None else total + frame
+        assert total is not None
+        return total / numpy.float32(len(numbers))
 
     # -- grayscale
 

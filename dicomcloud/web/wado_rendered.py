@@ -28,6 +28,7 @@ from .service import check_uids, current_service, service_url
 from .wado_frames import frame_numbers
 
 JPEG: Final = "image/jpeg"
+_PRESENTATION_STATES: Final = "1.2.840.10008.5.1.4.1.1.11."
 _PAGES: Final = ("text/html", "text/plain")
 _ANIMATED: Final = ("image/gif", "image/webp")
 _TRIED: Final = 5  # instances of a series that are looked at for a thumbnail
@@ -88,7 +89,10 @@ def retrieve_rendered_instance(study: str, series: str, instance: str) -> Respon
     row, file = current_service().archive.described(study, series, instance)
     rendering, warnings = parse_rendering(_pairs())
     types = rendered_types(row, file)
-    choice = negotiated([Offer(kind, multipart=parts) for parts in (False, True) for kind in types])
+    try:
+        choice = negotiated([Offer(kind, multipart=parts) for parts in (False, True) for kind in types])
+    except NotAcceptable as error:
+        raise NotAcceptable(f"{why_no_picture(row, types)}{error.message}") from None
     location = f"{instance_url(row)}/rendered"
     return send_rendered(row, file, choice, rendering, location, warnings)
 
@@ -151,7 +155,7 @@ def _parts_of_all(
             continue
         location = f"{base}/studies/{row.study_uid}/series/{row.series_uid}/instances/{row.sop_uid}/rendered"
         try:
-            for piece in _pieces(archive, row, file, kind, rendering, alone=kind in _ANIMATED):
+            for piece in _pieces(archive, row, file, kind, rendering, base=base, alone=kind in _ANIMATED):
                 found = True
                 yield _part(piece, kind, location)
         except (CannotRender, waveforms.CannotDraw, BadRequest):
@@ -185,7 +189,7 @@ def send_rendered(
     ):
         return _warned(_send_document(archive, row, document, choice, etag, location), warnings)
     alone = not choice.offer.multipart
-    pieces = _pieces(archive, row, file, kind, rendering, alone=alone, frame=frame)
+    pieces = _pieces(archive, row, file, kind, rendering, base=service_url(), alone=alone, frame=frame)
     if alone:
         return _one(next(pieces), choice, etag, location, warnings)
     parts = _first_now(_part(piece, kind, location) for piece in pieces)
@@ -199,6 +203,7 @@ def _pieces(
     kind: str,
     rendering: Rendering,
     *,
+    base: str,
     alone: bool,
     frame: int | None = None,
 ) -> Iterator[bytes]:
@@ -207,7 +212,7 @@ def _pieces(
     if kind in _PAGES:
         bulk = partial(_octets, archive, row)
         yield (
-            reports.report_html(attributes, bulk=bulk)
+            reports.report_html(attributes, bulk=bulk, link=_links(attributes, base))
             if kind == "text/html"
             else reports.report_text(attributes, bulk=bulk)
         )
@@ -225,6 +230,19 @@ def _pieces(
     else:
         for number in range(1, row.number_of_frames + 1):
             yield archive.rendered(row, file, frame_image, number, rendering, kind)
+
+
+def _links(attributes: Attributes, base: str) -> reports.Link:
+    """Where the instances that a document refers to can be seen; `base` is the root of the services."""
+    places = reports.referenced_instances(attributes)
+
+    def link(sop_class: str, uid: str) -> str:
+        if uid not in places:
+            return ""
+        study, series = places[uid]
+        return f"{base}/studies/{study}/series/{series}/instances/{uid}/rendered"
+
+    return link
 
 
 def _presented(
@@ -248,6 +266,15 @@ def rendered_types(row: InstanceRow, file: ImageFile) -> tuple[str, ...]:
     if row.sop_class_uid in PRESENTATION_STATES and not _referenced_images(current_service().archive, row, file):
         return tuple(kind for kind in types if kind not in IMAGE_TYPES)
     return types
+
+
+def why_no_picture(row: InstanceRow, types: Sequence[str]) -> str:
+    """What the message of a 406 begins with where one might expect a picture."""
+    if not row.sop_class_uid.startswith(_PRESENTATION_STATES) or types[0] in IMAGE_TYPES:
+        return ""
+    if row.sop_class_uid in PRESENTATION_STATES:
+        return "None of the images to which the presentation state refers is here. "
+    return "Presentation states of this kind (blending, volumetric, structured display) are not drawn. "
 
 
 def _referenced_images(archive: Archive, row: InstanceRow, state: ImageFile) -> dict[str, InstanceRow]:

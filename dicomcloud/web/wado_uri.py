@@ -34,7 +34,7 @@ from .retrieve import (
     single_part,
 )
 from .service import current_service, service_url
-from .wado_rendered import rendered_types, representative_frame, send_rendered
+from .wado_rendered import rendered_types, representative_frame, send_rendered, why_no_picture
 from .wado_rs import ENCODABLE, REDIRECT, single_instance
 
 blueprint = Blueprint("WADO-URI", __name__, description="Retrieve by query parameters (PS3.18 9)")
@@ -96,7 +96,9 @@ def retrieve_by_uri() -> Response:
     rendered = rendered_types(row, file)
     kind = _kind(_wanted_types(), rendered)
     if kind not in (*rendered, *_OTHER):
-        raise NotAcceptable(f"contentType {kind[:80]!r} is not available; available: {', '.join((*rendered, *_OTHER))}")
+        available = ", ".join((*rendered, *_OTHER))
+        why = why_no_picture(row, rendered)
+        raise NotAcceptable(f"{why}contentType {kind[:80]!r} is not available; available: {available}")
     if kind in _OTHER:
         if anonymize and kind == DICOM:
             return _send_deidentified(row)

@@ -259,6 +259,73 @@ def test_pictures_are_validated_not_sent_twice(client: FlaskClient) -> None:
         assert client.get(url + tail, headers={"If-None-Match": etag}).status_code == 304
 
 
+def test_only_the_bytes_of_the_frame_are_read_of_a_stored_file(client: FlaskClient, tmp_path: Path) -> None:
+    (url,) = store(client, make_file(gradient(frames=3)))
+    tails = ("/rendered", "/thumbnail", "/frames/2/rendered", "/rendered?annotation=patient,technique")
+    before = [client.get(url + tail).data for tail in tails]
+    (stored,) = tmp_path.rglob("storage/**/*.dcm")
+    pixels = 3 * 32 * 64 * 2
+    stored.chmod(0o600)
+    with stored.open("r+b") as file:
+        file.write(bytes(stored.stat().st_size - pixels))
+    assert [client.get(url + tail).data for tail in tails] == before
+
+
+# Presentation states
+
+IMAGE, SERIES, STUDY = "1.2.826.0.1.88.1", "1.2.826.0.1.88.2", "1.2.826.0.1.88.3"
+
+
+def state(kind: int = 1, **attributes: Any) -> bytes:
+    """A presentation state for the image `IMAGE`."""
+    reference, series = Dataset(), Dataset()
+    reference.ReferencedSOPInstanceUID, reference.ReferencedSOPClassUID = IMAGE, "1.2.840.10008.5.1.4.1.1.2"
+    series.SeriesInstanceUID, series.ReferencedImageSequence = SERIES, [reference]
+    return make_file(
+        make_dataset(
+            SOPClassUID=f"1.2.840.10008.5.1.4.1.1.11.{kind}", StudyInstanceUID=STUDY, Modality="PR", PixelData=None,
+            Rows=None, Columns=None, ReferencedSeriesSequence=[series], PresentationLUTShape="INVERSE", **attributes,
+        )
+    )  # fmt: skip
+
+
+def image_of_state() -> bytes:
+    return make_file(gradient(SOPInstanceUID=IMAGE, SeriesInstanceUID=SERIES, StudyInstanceUID=STUDY))
+
+
+@pytest.mark.parametrize("kind", [1, 3, 5])
+def test_a_presentation_state_shows_its_image_as_it_says(client: FlaskClient, kind: int) -> None:
+    _, url = store(client, image_of_state(), state(kind))
+    levels = np.asarray(picture(client.get(f"{url}/rendered", headers={"Accept": "image/png"})).convert("L"))
+    assert levels[0, 0] > levels[0, -1]  # INVERSE
+    together = client.get(f"{url}/rendered", headers={"Accept": 'multipart/related; type="image/png"'})
+    assert [kind for kind, _ in parts(together)] == ["image/png"]
+
+
+def test_a_presentation_state_without_its_images_can_be_read(client: FlaskClient) -> None:
+    (url,) = store(client, state())
+    page = client.get(f"{url}/rendered", headers={"Accept": "*/*"})
+    assert (page.status_code, page.mimetype) == (200, "text/html")
+    refused = client.get(f"{url}/rendered", headers={"Accept": "image/jpeg"})
+    assert refused.status_code == 406
+    assert "None of the images" in refused.json["message"]
+
+
+@pytest.mark.parametrize("kind", [4, 6])
+def test_presentation_states_that_are_not_drawn_say_so(client: FlaskClient, kind: int) -> None:
+    _, url = store(client, image_of_state(), state(kind))
+    refused = client.get(f"{url}/rendered", headers={"Accept": "image/jpeg"})
+    assert refused.status_code == 406
+    assert "blending" in refused.json["message"]
+    assert client.get(f"{url}/rendered", headers={"Accept": "text/html"}).status_code == 200
+
+
+def test_a_report_links_to_the_pictures_it_refers_to(client: FlaskClient) -> None:
+    image, url = store(client, image_of_state(), state())
+    page = client.get(f"{url}/rendered", headers={"Accept": "text/html"}).text
+    assert f'href="http://localhost{image}/rendered"' in page
+
+
 # WADO-URI
 
 
