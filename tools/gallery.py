@@ -62,14 +62,14 @@ def show(client: FlaskClient, name: str, path: Path, target: Path) -> Shown:
     """Store a file and keep what its rendered resource gives."""
     answer = client.post("/dicomweb/studies", data=path.read_bytes(), content_type="application/dicom")
     report = answer.get_json(silent=True) or {}
-    if answer.status_code not in (200, 202) or "00081199" not in report:
-        failed = report.get("00081198", report.get("0008119A", {})).get("Value", [{}])
-        return Shown(name, reason=f"not stored: {answer.status_code} {report.get('message', '') or failed[0]}"[:300])
+    if "00081199" not in report:
+        reason = "; ".join(answer.headers.getlist("Warning")) or answer.text
+        return Shown(name, reason=f"not stored: {answer.status_code} {reason}"[:300])
     url = report["00081199"]["Value"][0]["00081190"]["Value"][0].removeprefix("http://localhost")
     accept = "image/webp;q=0.2, image/png, video/mp4, text/html;q=0.5, application/pdf, */*;q=0.1"
     answer = client.get(f"{url}/rendered?viewport={SIDE},{SIDE}", headers={"Accept": accept})
     if answer.status_code != 200:
-        return Shown(name, reason=f"{answer.status_code} {(answer.get_json(silent=True) or {}).get('message', '')}")
+        return Shown(name, reason=f"{answer.status_code} {answer.text}"[:300])
     kind = answer.mimetype
     moving = client.get(f"{url}/rendered?viewport={SIDE},{SIDE}", headers={"Accept": "image/gif"})
     if kind == "image/png" and moving.status_code == 200 and moving.data.count(b"\x21\xf9\x04") > 1:

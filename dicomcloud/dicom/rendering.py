@@ -2,7 +2,6 @@
 
     parse_rendering, parse_uri_rendering   what is asked for (PS3.18 8.3.5.1, 9.5.1.2)
     render_frame, render_frames            frames, with a presentation state where one is given
-    render_presentation_state              the images that a presentation state refers to
     thumbnail                              a small picture without anything that identifies the patient
     encode, encode_animation               image/jpeg, image/png, image/gif, image/jp2, image/webp
 
@@ -13,8 +12,8 @@ these may hold text); pixels that are no squares are made ones; a viewport enlar
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, BinaryIO, Final, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO, Final
 
 from PIL import Image
 
@@ -25,7 +24,7 @@ from .color_profiles import with_profile
 from .header import Header
 from .overlays import cover, draw_overlay, overlays, shutter, shutter_colour
 from .placement import placement_of
-from .presentation_state import PRESENTATION_STATES, PresentationState, referenced_images
+from .presentation_state import PRESENTATION_STATES, PresentationState
 from .rendering_parameters import (
     Rendering,
     UriRendering,
@@ -44,7 +43,6 @@ __all__ = [
     "PRESENTATION_STATES",
     "THUMBNAIL_SIDE",
     "CannotRender",
-    "Rendered",
     "Rendering",
     "UriRendering",
     "Viewport",
@@ -57,7 +55,6 @@ __all__ = [
     "read_header",
     "render_frame",
     "render_frames",
-    "render_presentation_state",
     "thumbnail",
 ]
 
@@ -69,14 +66,6 @@ _LONGEST_SIDE: Final = {"image/jpeg": 65_500, "image/gif": 65_535, "image/webp":
 DEFAULT_QUALITY: Final = 90
 #: The box of a thumbnail where no viewport is asked for.
 THUMBNAIL_SIDE: Final = 128
-
-
-class Rendered(NamedTuple):
-    """One picture of `render_presentation_state`."""
-
-    sop_instance: str
-    frame: int
-    image: Image.Image
 
 
 def render_frame(
@@ -174,36 +163,6 @@ def _presented(
     if rendering.annotation:
         annotate(picture, image, number, rendering.annotation, None)
     return picture
-
-
-def render_presentation_state(
-    state: BinaryIO,
-    referenced: Callable[[str], BinaryIO | None],
-    rendering: Rendering | None = None,
-    *,
-    headers: Mapping[str, Header] | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> Iterator[Rendered]:
-    """The frames that a presentation state refers to, in its order, as it wants them to be seen (PS3.18 8.3.5.1).
-
-    `referenced` opens the instance with a SOP Instance UID, or returns None where there is none; the files that it
-    opens are closed here. `headers`: theirs, as far as they are at hand. Raises BadRequest for a window or a viewport
-    that selects a part, CannotRender if this is no presentation state, or none of its images is there.
-    """
-    rendering = rendering or Rendering()
-    presented = PresentationState(state)
-    found = False
-    for uid, numbers in referenced_images(presented.attributes):
-        source = referenced(uid)
-        if source is None:
-            continue
-        with source:
-            found = True
-            image = StoredImage(source, header=(headers or {}).get(uid), max_pixels=max_pixels)
-            for number in numbers or range(1, image.image.frames + 1):
-                yield Rendered(uid, number, _presented(image, number, presented, rendering, max_pixels))
-    if not found:
-        raise CannotRender("None of the images to which the presentation state refers is here.")
 
 
 def thumbnail(
