@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -225,9 +226,14 @@ def _send_presented(
 
 
 def _check_charset(value: str) -> None:
-    names = [item.partition(";")[0].strip().lower() for item in value.split(",") if item.strip()]
-    if names and not {"utf-8", "utf8", "*", "us-ascii"} & set(names):
-        raise NotAcceptable(f"charset {value[:80]!r} is not available; available: UTF-8")
+    """Raises BadRequest unless UTF-8, in which every text is, is among the character sets (PS3.18 8.3.3.2)."""
+    names = []
+    for item in filter(str.strip, value.split(",")):
+        name, *parameters = (piece.strip().lower() for piece in item.split(";"))
+        if not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters):
+            names.append(name)
+    if value.strip() and not {"utf-8", "utf8", "*", "us-ascii"} & set(names):
+        raise BadRequest(f"charset {value[:80]!r} is not available; available: UTF-8")
 
 
 def _anonymize(value: str) -> bool:
