@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import struct
 import threading
 import zlib
@@ -80,6 +81,7 @@ DECODER_DEPENDENCIES: Final[Mapping[str, tuple[str, ...]]] = {  # by this name p
     if "imagecodecs" in _PLUGINS.get(syntax.codec, ())
 }
 _SUBSAMPLED: Final = frozenset({"YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420"})
+_JPEG_2000_THREADS: Final = min(os.cpu_count() or 1, 2)  # of one frame: the blocks of a codestream are independent
 _INTERRUPTS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 _registration = threading.Lock()
 
@@ -168,7 +170,7 @@ def _imagecodecs(syntax: TransferSyntax, data: bytes, photometric: str) -> tuple
         photometric = "RGB"
     # Not htj2k_decode, though it is twice as fast: its OpenJPH lets values out of range wrap round, and an error in
     # the codestream is lost on the way (imagecodecs 2026.3.6): what comes back then is memory that nobody filled.
-    return imagecodecs.jpeg2k_decode(data), photometric
+    return imagecodecs.jpeg2k_decode(data, numthreads=_JPEG_2000_THREADS), photometric
 
 
 def decode(syntax: TransferSyntax, data: bytes, image: ImagePixel) -> tuple[bytes, ImagePixel]:
