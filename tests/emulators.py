@@ -58,6 +58,11 @@ class Emulator:
                 assert time.monotonic() < deadline, "the emulator does not answer"
                 time.sleep(0.1)
 
+    def stop(self) -> None:
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(timeout=60)
+
     def kill(self) -> None:
         assert self._process is not None
         self._process.kill()
@@ -78,7 +83,7 @@ class S3Server(Emulator):
 
 
 class Azurite(Emulator):
-    """What it stores is in its folder, and there again after it was killed."""
+    """What it stores is in its folder, and there again after it was stopped; a kill costs what is not 5 s old."""
 
     def __init__(self, installed: Path, folder: Path) -> None:
         super().__init__()
@@ -110,6 +115,7 @@ class Wire:
         self._port = port
         self.received = 0
         self.requests = 0
+        self.cut_at = 0  # after so many requests; 0: never
         self._open = True
         self._ends: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -124,7 +130,7 @@ class Wire:
                 end.shutdown(socket.SHUT_RDWR)
 
     def mend(self) -> None:
-        self._open = True
+        self._open, self.cut_at = True, 0
 
     def close(self) -> None:
         self.cut()
@@ -149,6 +155,8 @@ class Wire:
                     self.received += len(data)
                 else:
                     self.requests += sum(data.startswith(verb) for verb in (b"GET ", b"PUT ", b"POST ", b"DELETE "))
+                    if 0 < self.cut_at <= self.requests:
+                        self.cut()
                 target.sendall(data)
         for end in (source, target):
             with suppress(OSError):

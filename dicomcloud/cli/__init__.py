@@ -12,7 +12,19 @@ from .. import server
 from ..archive import Archive, explain
 from ..errors import DicomWebError
 from ..settings import Settings, SettingsError
-from . import backup, deidentify, doctor, import_files, remote, serve, show_settings, upkeep, users, viewer
+from . import (
+    backup,
+    copy_storage,
+    deidentify,
+    doctor,
+    import_files,
+    remote,
+    serve,
+    show_settings,
+    upkeep,
+    users,
+    viewer,
+)
 from .program import Program, commands, fail
 
 COMMANDS = (
@@ -22,6 +34,7 @@ COMMANDS = (
     doctor,
     remote,
     backup,
+    copy_storage,
     upkeep,
     users,
     viewer,

@@ -66,7 +66,8 @@ class Source(Protocol):
 class Storage(Protocol):
     """Immutable files under opaque, unique keys; keys sort in the order in which the files came.
 
-    Where the files lie on another machine, every method but `receive` and `confirm` may raise errors.Unavailable.
+    Where the files lie on another machine, every method but `receive` and `confirm` may raise errors.Unavailable, and
+    only these, `source` and `disk_space` may be used in a process that forks afterwards.
     """
 
     def receive(self) -> Incoming:

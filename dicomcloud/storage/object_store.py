@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -107,6 +108,10 @@ def open_object_storage(url: str, local: LocalSpace) -> ObjectStorage:
             f"{error.name} is not installed: python -m pip install -r requirements-objectstore.txt"
         ) from None
     return ObjectStorage(bucket, prefix, local, partial(open_object_storage, url, local))
+
+
+if hasattr(os, "register_at_fork"):  # connections are not shared with a process that forked off
+    os.register_at_fork(after_in_child=open_object_storage.cache_clear)
 
 
 class ObjectStorage:

@@ -7,6 +7,7 @@ it lets other threads work meanwhile, and brings nothing with it.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -132,8 +133,21 @@ class _OutOfRange(Exception):
     """The range begins behind the end of the object."""
 
 
+_user: int | None = None
+
+
+def _claim() -> None:
+    """Raises RuntimeError in a process whose parent has used obstore: its threads are not there, all would hang."""
+    global _user
+    if _user is None:
+        _user = os.getpid()
+    elif _user != os.getpid():
+        raise RuntimeError("S3 was used before this process was forked; start processes before, or by spawn")
+
+
 @contextmanager
 def _failures(name: str) -> Iterator[None]:
+    _claim()
     try:
         yield
     except FileNotFoundError as error:
