@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from functools import cache, partial
 
 from flask import Flask
 
-from dicomcloud import archive, cli, settings, web
+from dicomcloud import archive, cli, logs, settings, web
 from dicomcloud.access.policy import open_authentication
 from dicomcloud.archive import Archive
+from dicomcloud.audit.syslog import SyslogServer
 from dicomcloud.deidentify import open_deidentifier
 from dicomcloud.dicom.deidentification import Deidentifier
 from dicomcloud.quarantine import Quarantine
@@ -47,6 +47,7 @@ def open_archive(configuration: Settings) -> Archive:
             deidentify_on_store=deidentifier if configuration.anonymizer_enabled else None,
             # PS3.18 9.5.1.1.5: the Basic Profile with the Clean Pixel Data Option
             deidentify_on_retrieve=partial(deidentifier, "BasicProfile", "CleanPixelData"),
+            audit=configuration.audit,
         )
     except ValueError as error:
         raise settings.SettingsError(f"Setting database_url or storage_url: {error}") from None
@@ -61,10 +62,19 @@ def create_app(configuration: Settings | None = None) -> Flask:
     logging.basicConfig(level=configuration.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if configuration.accel_redirect and not configuration.resolved_storage_url.startswith("file://"):
         raise settings.SettingsError("Setting accel_redirect: nginx cannot send files that are not in a folder.")
+    logs.set_up(configuration.log_level, configuration.log_format)
     opened = open_archive(configuration)
     opened.migrate()
     opened.upkeep.recover()
-    authentication = open_authentication(configuration, opened.accounts)
+    authentication = open_authentication(configuration, opened.accounts, noticed=opened.audit.note_login)
+    if configuration.audit_syslog:
+        host, port = settings.split_address(configuration.audit_syslog)
+        files = (
+            configuration.audit_syslog_authority,
+            configuration.audit_syslog_certificate,
+            configuration.audit_syslog_key,
+        )
+        opened.audit.forward_to(SyslogServer(host, port, *files))
     app = Flask("dicomcloud", static_folder=None, template_folder=None)
     web.register(
         app,
@@ -89,6 +99,7 @@ def create_app(configuration: Settings | None = None) -> Flask:
             only_this_computer=authentication is None and configuration.authentication == "auto",
             forbidden_status=configuration.forbidden_status,
             share_max_hours=configuration.share_max_hours,
+            log_requests=configuration.log_requests,
         ),
     )
     if configuration.codec_warm_up:

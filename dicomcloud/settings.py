@@ -291,6 +291,9 @@ ADDRESS = Kind(
 FOLDER = Kind("folder", "a folder", _parse_folder)
 FLAG = Kind("`true` or `false`", "true or false", _parse_flag, _show_flag)
 SIZE = Kind("size", "a size such as 500 MB, 16 GiB or a number of bytes", _parse_size, _show_size)
+OPTIONAL_ADDRESS = Kind(
+    "address", "an address and a port such as logs.example:6514, or nothing", lambda v: v and _parse_address(v)
+)
 TEXT = Kind("text", "text", _text)
 WORDS = Kind("list", "words, separated by commas", _list_of(str), _show_list)
 HEADER = Kind("header", "the name of a header such as X-Remote-User, or nothing", _parse_header)
@@ -571,8 +574,36 @@ class Settings:
         "Seconds for which a client may be silent in the middle of a transfer before it is given up. A transfer that "
         "moves may take as long as it likes. 0: no limit.",
     )
+    audit: Literal["all", "changes", "none"] = _option(
+        "all",
+        _choice("all", "changes", "none"),
+        "What the audit trail records: `all` searches, retrieves, stores, deletes, logins and refusals; `changes`: "
+        "searches and retrieves left out; `none`. `python -m dicomcloud audit` shows it.",
+    )
+    audit_syslog: str = _option(
+        "",
+        OPTIONAL_ADDRESS,
+        "Syslog server that gets the audit trail as PS3.15 A.5 messages over TLS (RFC 5425), as `HOST:PORT`, usually "
+        "port 6514. Empty: none.",
+    )
+    audit_syslog_authority: str = _option(
+        "", FILE, "Certificates (PEM) that the syslog server's is checked with. Empty: those of the system."
+    )
+    audit_syslog_certificate: str = _option(
+        "", FILE, "Certificate (PEM) with which this server shows the syslog server who it is. Empty: none."
+    )
+    audit_syslog_key: str = _option("", FILE, "The key of that certificate, where it is not in the same file.")
     log_level: Literal["debug", "info", "warning", "error"] = _option(
         "info", _choice("debug", "info", "warning", "error"), "How much is written to the log (standard error)."
+    )
+    log_format: Literal["text", "json"] = _option(
+        "text",
+        _choice("text", "json"),
+        "Form of the log: lines of `text`, or `json`, one object a line with the number of the request, which the "
+        "answer has as X-Request-ID. Neither has patient data in it, but at the log level `debug`.",
+    )
+    log_requests: bool = _option(
+        False, FLAG, "Log each request: method, route (without UIDs), status, milliseconds, caller, address."
     )
     shutdown_grace: int = _option(
         30,

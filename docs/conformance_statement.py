@@ -596,6 +596,11 @@ def _security() -> Iterator[str]:
         listens to its own machine only.
     """
     yield """
+        **Audit trail.** Searches, retrieves, stores, deletes, logins and refusals are recorded in a chain of hashes
+        and can be sent as audit messages of PS3.15 A.5 over TLS (RFC 5424, RFC 5425). Patient IDs and names are not
+        in the messages, but the text of a search is.
+    """
+    yield """
         **Integrity.** Instances are kept bit for bit with a check sum (SHA-256), thus Digital Signatures stay
         valid where an instance leaves as stored; they are neither made, checked nor removed. Decoding and
         conversion to another transfer syntax may invalidate them.

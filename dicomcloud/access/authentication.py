@@ -86,6 +86,7 @@ class Authentication:
         tokens: Tokens | None = None,
         external: External | None = None,
         authenticators: Iterable[Authenticator] = (),
+        noticed: Callable[[str, str, int], None] = lambda name, method, outcome: None,
         login_failures: int = 10,
         session_idle_minutes: int = 30,
         session_hours: int = 12,
@@ -94,6 +95,7 @@ class Authentication:
         self._tokens = tokens
         self._external = external or External()
         self._authenticators = tuple(authenticators)
+        self._noticed = noticed  # called with name, method and HTTP status of a login
         self._failures = Failures(login_failures)
         self._verified = credentials.VerifiedPasswords()
         self._idle = session_idle_minutes * 60_000_000
@@ -140,9 +142,11 @@ class Authentication:
             self._failures.check(address, name)
             if not credentials.password_fits(password, hashed):
                 self._failures.count(address, name)
+                self._noticed(name, "password", 401)
                 log.warning("a login from %s failed", address)
                 raise Unauthorized("The name or the password is wrong")
             self._verified.remember(name, password, hashed)
+            self._noticed(name, "password", 200)
         assert user is not None
         return _caller_of(user, "password")
 
@@ -165,6 +169,7 @@ class Authentication:
         if key is None or not hmac.compare_digest(key.checksum, credentials.checksum(text)):
             self._failures.check(address, "")
             self._failures.count(address, "")
+            self._noticed(f"key:{key_id or '?'}", "api key", 401)
             raise Unauthorized("The API key is not one of this server")
         if key.revoked_at or (key.expires_at != NEVER and key.expires_at <= now()):
             raise Unauthorized("The API key has ended")
@@ -215,12 +220,14 @@ class Authentication:
     def open_session(self, user_name: str) -> OpenedSession:
         """A session of a user who has just logged in."""
         moment = now()
+        self._noticed(user_name, "session", 200)
         return self._open(Session(user_name, "", moment, moment, moment + self._longest), "")
 
     def open_share(self, token: str) -> OpenedSession:
         """A session of one who opened a share link. Raises Unauthorized for one that is not good (any more)."""
         share = self._share(token)
         moment = now()
+        self._noticed(f"share:{share.share_id}", "share link", 200)
         until = min(share.expires_at, moment + self._longest)
         return self._open(Session("", share.share_id, moment, moment, until), share.study_uid)
 

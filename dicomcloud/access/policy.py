@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ..index.accounts import Accounts
 from ..settings import Settings, SettingsError, split_address
@@ -31,9 +31,14 @@ def is_loopback(address: str) -> bool:
 
 
 def open_authentication(
-    settings: Settings, accounts: Accounts, authenticators: Iterable[Authenticator] = ()
+    settings: Settings,
+    accounts: Accounts,
+    authenticators: Iterable[Authenticator] = (),
+    noticed: Callable[[str, str, int], None] = lambda name, method, outcome: None,
 ) -> Authentication | None:
     """What tells callers, None where nobody is asked. `authenticators` are further ways, of other packages.
+
+    `noticed` is told the name, the way and the HTTP status of each login.
 
     Raises SettingsError for settings that contradict each other, or leave the archive open to the network.
     """
@@ -65,6 +70,7 @@ def open_authentication(
             default_roles=settings.default_roles,
         ),
         authenticators=authenticators,
+        noticed=noticed,
         login_failures=settings.login_failures,
         session_idle_minutes=settings.session_idle_minutes,
         session_hours=settings.session_hours,

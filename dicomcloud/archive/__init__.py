@@ -16,8 +16,9 @@ from itertools import chain
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, gettempdir
 from threading import Timer
-from typing import Any, BinaryIO, Generic, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, BinaryIO, Generic, Literal, NamedTuple, NoReturn, TypeVar, cast
 
+from ..audit import AuditTrail
 from ..diagnosis import Diagnosis, fault, good
 from ..dicom import header as dicom_header
 from ..dicom import metadata
@@ -42,6 +43,7 @@ from ..errors import DicomWebError, Gone, NotFound, Unavailable
 from ..index.accounts import NEVER, Accounts, Key, User
 from ..index.database import DamagedDatabase, Database, migrate, open_database, pending
 from ..index.database import explain as explain_database_error
+from ..index.audit import AuditTable, Entry as AuditEntry
 from ..index.repository import Index, InstanceRow
 from ..quarantine import Quarantine
 from ..storage import FileMissing, LocalSpace, Storage, open_storage
@@ -54,6 +56,7 @@ __all__ = [
     "NEVER",
     "Archive",
     "DamagedDatabase",
+    "AuditEntry",
     "Finding",
     "ImageFile",
     "InstanceRow",
@@ -72,6 +75,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+AuditScope = Literal["all", "changes", "none"]
 MIGRATIONS = Path(__file__).resolve().parent.parent.parent / "migrations"
 
 _AFTER_START = 2.0  # seconds that the start of a server has for itself
@@ -104,9 +108,11 @@ class Archive:
         quarantine: Quarantine | None = None,
         deidentify_on_store: Callable[[], Deidentifier] | None = None,
         deidentify_on_retrieve: Callable[[], Deidentifier] | None = None,
+        audit: AuditScope = "all",
     ) -> None:
         self.index = Index(database)
         self.accounts = Accounts(database)
+        self.audit = AuditTrail(AuditTable(database), enabled=audit != "none", changes_only=audit == "changes")
         self.cache = cache or DiskCache(Path(gettempdir()) / "dicomcloud", 0)
         self._codecs = CodecPool(codec_workers)
         self.duplicates = duplicates
@@ -122,6 +128,7 @@ class Archive:
 
     def close(self) -> None:
         """Let go of the database connection of this thread, and of the codec processes."""
+        self.audit.close()
         self._codecs.close()
         self._database.close()
 
@@ -222,6 +229,7 @@ class Archive:
             changes=changes or {},
             quarantine=self.quarantine if quarantine else None,
             visible=visible,
+            audit=self.audit,
         )
 
     # Retrieve
@@ -522,7 +530,11 @@ class Archive:
 
         Raises NotFound, Gone.
         """
-        keys = self.index.remove(study, series, instance) or self._missing(study, series, instance)
+
+        def record(instances: int) -> None:
+            self.audit.write_within("delete", [(study, series or "", instance or "", instances, {})])
+
+        keys = self.index.remove(study, series, instance, record) or self._missing(study, series, instance)
         self.upkeep.remove_files(keys)
         self.cache.forget(study)
         return len(keys)
@@ -567,6 +579,7 @@ def open_archive(
     quarantine: Quarantine | None = None,
     deidentify_on_store: Callable[[], Deidentifier] | None = None,
     deidentify_on_retrieve: Callable[[], Deidentifier] | None = None,
+    audit: AuditScope = "all",
 ) -> Archive:
     """The archive over the database and the storage that the URLs name. Raises ValueError for an unknown URL.
 
@@ -589,6 +602,7 @@ def open_archive(
         quarantine=quarantine,
         deidentify_on_store=deidentify_on_store,
         deidentify_on_retrieve=deidentify_on_retrieve,
+        audit=audit,
     )
 
 

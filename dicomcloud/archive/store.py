@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, Literal, cast
 
 import orjson
 
+from ..audit import AuditTrail
+from ..audit.trail import by_study
 from ..dicom import coercion, metadata
 from ..dicom import header as dicom_header
 from ..dicom.attributes import keyword_of
@@ -123,6 +125,7 @@ class StoreBatch:
         changes: Mapping[str, Any],
         quarantine: Quarantine | None,
         visible: Rules | None = None,
+        audit: AuditTrail | None = None,
     ) -> None:
         self._index = index
         self._storage = storage
@@ -133,6 +136,7 @@ class StoreBatch:
         self._changes = changes
         self._quarantine = quarantine
         self._visible = visible
+        self._audit = audit
         self._items: list[StoreItem | _Spooled] = []
         self._spools: list[Spool] = []
 
@@ -363,7 +367,7 @@ class StoreBatch:
             raise
         instances = [replace(each.new, file_key=key) for each, key in zip(spooled, keys, strict=True)]
         try:
-            outcomes = self._index.add(instances, self._duplicates)
+            outcomes = self._index.add(instances, self._duplicates, partial(self._record, instances))
         except BaseException:
             self._take_back(keys)
             raise
@@ -383,6 +387,27 @@ class StoreBatch:
                 if outcome is Outcome.REJECTED and self._quarantine is not None:
                     self._keep_rejected(new.file_key, new)
                 self._storage.delete(new.file_key)
+
+    def _record(self, instances: Sequence[NewInstance], outcomes: Sequence[Outcome]) -> None:
+        """Tell the audit trail, in the transaction of the store."""
+        if self._audit is None:
+            return
+        uids: dict[Outcome, list[tuple[str, str, str]]] = {}
+        for new, outcome in zip(instances, outcomes, strict=True):
+            study, series, instance = (
+                metadata.text(new.attributes, keyword)
+                for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+            )
+            uids.setdefault(outcome, []).append((study, series, instance))
+        self._audit.write_within(
+            "store",
+            [
+                (*entry, {} if outcome is Outcome.ADDED else {"outcome": outcome.value})
+                for outcome, some in uids.items()
+                if outcome is not Outcome.REJECTED
+                for entry in by_study(some)
+            ],
+        )
 
     def _keep_rejected(self, key: str, new: NewInstance) -> None:
         assert self._quarantine is not None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from .. import server
 from ..archive import Archive, explain
+from ..audit.actor import operator, set_actor
 from ..errors import DicomWebError
 from ..settings import Settings, SettingsError
 from . import (
@@ -25,6 +26,7 @@ from . import (
     users,
     viewer,
 )
+from . import audit, backup, deidentify, doctor, import_files, remote, serve, show_settings, upkeep, users, viewer
 from .program import Program, commands, fail
 
 COMMANDS = (
@@ -38,6 +40,7 @@ COMMANDS = (
     upkeep,
     users,
     viewer,
+    audit,
     show_settings,
 )  # imported for the commands they add to `commands`
 _PROGRAM = "python -m dicomcloud"
@@ -52,6 +55,7 @@ def main(
 ) -> None:
     """Run the command that `arguments` name (default: the process's own), and exit."""
     program = Program(open_archive, create_app)
+    set_actor(operator())
     try:
         commands.main(arguments, prog_name=_PROGRAM, obj=program)
     except SettingsError as error:

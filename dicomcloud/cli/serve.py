@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -19,7 +20,8 @@ def serve(program: Program) -> None:
     with program.archive() as archive:  # made before the server's processes start: a fault is told here and once
         archive.check_storage()
         asked = open_authentication(settings, archive.accounts) is not None
-    listener = server.listen(settings.bind)
+        listener = server.listen(settings.bind)
+        archive.audit.write("start", detail=__version__)
     here = server.url_of(listener)
     click.echo(f"DICOMcloud {__version__}")
     click.echo(f"  Study browser   {settings.public_url or here}/")
@@ -30,4 +32,10 @@ def serve(program: Program) -> None:
         click.echo("  Open: nobody is asked for a password. `python -m dicomcloud users add NAME` changes that.")
     click.echo("Stop it with Ctrl+C.")
     sys.stdout.flush()
-    server.run(listener, settings, program.create_app)
+    own_process = os.getpid()
+    try:
+        server.run(listener, settings, program.create_app)
+    finally:
+        if os.getpid() == own_process:  # and not one of those that it made
+            with program.archive(migrated=False) as archive:
+                archive.audit.write("stop")

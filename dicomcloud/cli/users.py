@@ -12,7 +12,7 @@ import click
 
 from ..access import ROLES, parse_studies
 from ..access.credentials import checksum, hash_password, new_key
-from ..archive import NEVER, Key, User
+from ..archive import NEVER, Archive, Key, User
 from .program import Program, commands, fail
 
 _LONGEST_NAME = 100
@@ -67,6 +67,7 @@ def add_user(
         hashed = "" if external else _new_password(password_stdin)
         if not archive.accounts.add_user(name, hashed, " ".join(dict.fromkeys(roles)) or "reader", rules):
             fail(f"There is a user {name} already.", 1)
+        _record(archive, f"added user {name}: {' '.join(roles) or 'reader'}")
     click.echo(f"Added {name}.")
     if first:
         click.echo("The server asks its callers who they are from now on; restart it if it is running.")
@@ -158,6 +159,7 @@ def add_key(program: Program, name: str, roles: Sequence[str], only: Sequence[st
     )
     with program.archive() as archive:
         archive.accounts.add_key(row)
+        _record(archive, f"added key {key_id} {row.name}: {row.roles}")
     click.echo(key)
     click.echo("Keep it now: it is not stored here and cannot be shown again.", err=True)
 
@@ -187,6 +189,7 @@ def revoke_key(program: Program, key_id: str) -> None:
     with program.archive() as archive:
         if not archive.accounts.revoke_key(key_id):
             fail(f"There is no key {key_id} that is good.", 1)
+        _record(archive, f"revoked key {key_id}")
     click.echo(f"Revoked {key_id}.")
 
 
@@ -194,6 +197,12 @@ def _change(program: Program, name: str, **changes: Any) -> None:
     with program.archive() as archive:
         if not archive.accounts.change_user(_name(name), **changes):
             fail(f"There is no user {_name(name)}.", 1)
+        what = ", ".join("password" if key == "password" else f"{key} {value}" for key, value in changes.items())
+        _record(archive, f"changed user {_name(name)}: {what}")
+
+
+def _record(archive: Archive, text: str) -> None:
+    archive.audit.write("administer", detail=text)
 
 
 def _name(text: str) -> str:

@@ -609,6 +609,7 @@ class Index:
         duplicates: Literal["reject", "keep", "replace"],
         *,
         has_file: Callable[[str], bool] | None = None,
+        alongside: Callable[[Sequence[Outcome]], None] | None = None,
     ) -> list[Outcome]:
         """Record instances whose files are in storage, in one transaction that is durable when this returns.
 
@@ -617,6 +618,9 @@ class Index:
         file is gone are left out: of files that were found, not just stored, another process may have stored the row
         and deleted it again meanwhile. ValueError when an instance lacks a UID: nothing is recorded then. Raises
         Unavailable when the database is busy or full.
+        known SOP Instance UID follow `duplicates`. `alongside` is called within the transaction.
+        ValueError when an instance lacks a UID: nothing is recorded then.
+        Raises Unavailable when the database is busy or full.
         """
         documents = {instance.file_key: zlib.compress(instance.document, 3) for instance in new}
         with self._database.write():
@@ -626,6 +630,8 @@ class Index:
             writer = _Writer(self._database)
             outcomes = [writer.add(instance, documents[instance.file_key], duplicates) for instance in new]
             writer.finish()
+            if alongside is not None:
+                alongside(outcomes)
         return outcomes
 
     def search(self, query: Query) -> SearchResult:
@@ -721,11 +727,17 @@ class Index:
         )
 
     @unit_of_work
-    def remove(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> list[str]:
+    def remove(
+        self,
+        study_uid: str,
+        series_uid: str | None = None,
+        sop_uid: str | None = None,
+        alongside: Callable[[int], None] | None = None,
+    ) -> list[str]:
         """Remove what lies under the UIDs, and the series, study and patient left empty. [] if there is nothing.
 
         Returns the keys of the files to remove, those of superseded versions too; `files_to_remove` has them as well
-        until `files_removed` is told.
+        until `files_removed` is told. `alongside` is called within the transaction with the number of instances.
         """
         condition, values = _scope(study_uid, series_uid, sop_uid)
         with self._database.write():
@@ -750,6 +762,8 @@ class Index:
                 buried.append((study_uid, "", ""))
             writer.bury(buried)
             writer.record_removed_files(keys)
+            if alongside is not None:
+                alongside(len(rows))
         return keys
 
     def files_to_remove(self) -> list[str]:

@@ -16,6 +16,7 @@ from ..dicom.stored_image import CannotRender
 from ..dicom.waveforms import CannotDraw
 from ..errors import NotAcceptable
 from . import (
+    audit,
     delete_rs,
     health,
     metrics,
@@ -55,12 +56,13 @@ def register(app: Flask, service: Service) -> None:
         MAX_CONTENT_LENGTH=None,  # the views that read a body have limits of their own
     )
     metrics.register(app, service.archive)
+    audit.record(app, service.archive.audit, log_requests=service.log_requests)
     api = Api(app)
     root = service.root
     declared = {name: Need(Permission.PUBLIC) for name in ("health", "pages", "openapi_document", "site")}
     declared["metrics"] = Need(Permission.MONITOR, narrows=True)
     for blueprint, documented, others, need in (
-        (qido_rs.blueprint, root, ["/api", "/qidors"], Need(Permission.READ, narrows=True)),
+        (qido_rs.blueprint, root, ["/api", "/qidors"], Need(Permission.READ, narrows=True, action="search")),
         (retrieve.blueprint, root, ["/api", "/wadors"], Need(Permission.READ)),
         (stow_rs.blueprint, root, ["/api", "/stowrs"], Need(Permission.STORE, narrows=True)),
         (delete_rs.blueprint, root, ["/api", "/delowrs"], Need(Permission.DELETE)),

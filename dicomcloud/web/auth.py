@@ -45,6 +45,7 @@ class Need:
 
     permission: Permission
     narrows: bool = False  # the view itself keeps to the studies that the caller sees
+    action: str = ""  # in the audit trail, where the permission does not tell
 
     @property
     def public(self) -> bool:
@@ -54,11 +55,11 @@ class Need:
 _UNDECLARED: Final = Need(Permission.ADMINISTER)
 
 
-def needs(permission: Permission, *, narrows: bool = False) -> Callable[[View], View]:
+def needs(permission: Permission, *, narrows: bool = False, action: str = "") -> Callable[[View], View]:
     """Say of a view what its caller must be allowed; below the line with the route."""
 
     def mark(view: View) -> View:
-        cast(Any, view).need = Need(permission, narrows)
+        cast(Any, view).need = Need(permission, narrows, action)
         return view
 
     return mark
@@ -100,6 +101,7 @@ def guard(app: Flask, declared: Mapping[str, Need]) -> None:
         need = known.get(endpoint)
         if need is None:
             need = known[endpoint] = need_of(app, endpoint, declared)
+        g.need = need
         _check_site()
         if need.public:
             return None
@@ -170,8 +172,10 @@ def _check_site() -> None:
     if request.method not in _SAFE and request.headers.get("Sec-Fetch-Site", "none") in ("cross-site", "same-site"):
         origin = request.headers.get("Origin", "")
         if origin not in service.cors_origins and "*" not in service.cors_origins:
+            g.refused = True
             raise Forbidden("This was sent by a page of another site, which cors_origins does not list")
     if service.only_this_computer and not _is_ours(request.host, service.public_url):
+        g.refused = True
         raise Forbidden("Nobody is asked for a password here, so that only 127.0.0.1 and localhost are answered")
 
 
@@ -206,6 +210,7 @@ def check_csrf(expected: str) -> None:
         given = request.form.get(CSRF_FIELD, "")
     elsewhere = request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
     if elsewhere or not expected or not hmac.compare_digest(given.encode(), expected.encode()):
+        g.refused = True
         raise Forbidden(f"This was not sent by a page of this server: its {CSRF_HEADER} is missing or wrong")
 
 
@@ -224,6 +229,7 @@ def check_visible(study: str) -> None:
 
 
 def _refused(message: str, hidden: str = "There is no such resource") -> Forbidden | NotFound:
+    g.refused = True
     return NotFound(hidden) if current_service().forbidden_status == 404 else Forbidden(message)
 
 

@@ -93,7 +93,8 @@ def fault(error: Exception) -> Response:
         log.error("%s: %s", explained.message, error)
         status, message, headers = explained.status, explained.message, explained.headers
     else:
-        log.exception("%s %s failed", request.method, request.path)
+        rule = request.url_rule.rule if request.url_rule else "a request"  # no UIDs in the log
+        log.exception("%s %s failed", request.method, rule)
         status, message = 500, "The server could not answer this request; the reason is in its log"
     response = _status_report(status, message)
     response.headers.update(headers)

@@ -38,6 +38,7 @@ class Service:
     only_this_computer: bool = False  # nobody is asked, and nobody else is meant to reach the server
     forbidden_status: int = 403
     share_max_hours: int = 720
+    log_requests: bool = False
     study_page: str = "/study/{study}"
     viewer_folder: Path | None = None  # with the OHIF viewer, if it is installed
 

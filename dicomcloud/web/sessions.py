@@ -77,7 +77,7 @@ def log_in() -> Response:
 
 
 @blueprint.route("/logout", methods=["POST"])
-@needs(Permission.PUBLIC)
+@needs(Permission.PUBLIC, action="logout")
 @blueprint.doc(
     summary="Log out",
     responses={"303": {"description": "Logged out; to the login page"}, **faults(403)},

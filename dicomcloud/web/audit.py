@@ -1,0 +1,108 @@
+"""Every request in the audit trail: who, what, when, from where, and how it ended; and its number in the log.
+
+What a route does is told by the permission that it needs. Stores and deletes that succeed write themselves, in the
+transaction that makes them true (`archive`).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from time import perf_counter
+from typing import Final
+
+from flask import Flask, Response, g, request
+
+from ..access import Permission
+from ..audit import Actor, AuditTrail
+from ..audit.actor import set_actor
+from .service import client_address, comes_from_proxy
+
+REQUEST_ID: Final = "X-Request-ID"
+
+log = logging.getLogger("dicomcloud.requests")
+
+_ACTIONS: Final = {
+    Permission.READ: "retrieve",
+    Permission.DEIDENTIFIED: "retrieve",
+    Permission.STORE: "store",
+    Permission.DELETE: "delete",
+    Permission.SHARE: "share",
+    Permission.ADMINISTER: "administer",
+}
+_REFUSALS: Final = (401, 403, 429)
+_LONGEST_QUERY: Final = 2000  # characters
+
+
+def record(app: Flask, trail: AuditTrail, *, log_requests: bool = False) -> None:
+    """Note every request, and log it. To be called before anything else that looks at requests."""
+
+    @app.before_request
+    def begin() -> None:
+        actor = g.actor = Actor("anonymous", "", client_address(), _request_id())
+        set_actor(actor)
+        if log_requests:
+            g.began = perf_counter()
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        actor: Actor | None = g.get("actor")
+        if actor is None:  # it failed before it began
+            return response
+        response.headers[REQUEST_ID] = actor.request_id
+        _note(trail, actor, response.status_code)
+        if log_requests:
+            _log(actor, response.status_code, perf_counter() - g.began)
+        return response
+
+
+def _note(trail: AuditTrail, actor: Actor, status: int) -> None:
+    need, caller = g.get("need"), g.get("caller")
+    if need is None or request.method == "OPTIONS":
+        return
+    if caller is not None and caller.name:
+        actor.caller, actor.method = caller.name, caller.method
+    view = (request.endpoint or "").rpartition(".")[2]
+    if g.get("refused") or status == 401 or (status in _REFUSALS and caller is None):
+        if not actor.recorded:
+            trail.note("refuse", status, study=_uid("study"), detail=f"{request.method} {view}")
+        return
+    action = need.action or _ACTIONS.get(need.permission)
+    if action is None or (actor.recorded and status in (200, 204)):
+        return
+    detail = view
+    if action == "search" and (query := request.query_string):
+        detail = f"{view}?{query[:_LONGEST_QUERY].decode('utf-8', 'replace')}"
+    trail.note(action, status, study=_uid("study"), series=_uid("series"), instance=_uid("instance"), detail=detail)
+
+
+def _log(actor: Actor, status: int, seconds: float) -> None:
+    rule = request.url_rule.rule if request.url_rule else "-"  # without UIDs and queries
+    fields = {
+        "method": request.method,
+        "route": rule,
+        "status": status,
+        "ms": round(seconds * 1000, 1),
+        "caller": actor.caller,
+        "address": actor.address,
+    }
+    text = "%(method)s %(route)s %(status)s %(ms)s ms %(caller)s %(address)s"
+    log.info(text, fields, extra={"fields": fields})
+
+
+_PARAMETERS: Final = {"study": "studyUID", "series": "seriesUID", "instance": "objectUID"}  # of WADO-URI
+
+
+def _uid(name: str) -> str:
+    path = request.view_args
+    if path:
+        return str(path.get(name, ""))[:64]
+    return request.args.get(_PARAMETERS[name], "")[:64]
+
+
+def _request_id() -> str:
+    given = request.headers.get(REQUEST_ID, "")
+    if given and comes_from_proxy() and re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", given):
+        return given
+    return secrets.token_hex(8)
