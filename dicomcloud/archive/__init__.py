@@ -41,9 +41,10 @@ from ..dicom.stored_image import MAX_PIXELS
 from ..dicom.workers import CodecPool
 from ..errors import DicomWebError, Gone, NotFound, Unavailable
 from ..index.accounts import NEVER, Accounts, Key, User
+from ..index.audit import AuditTable
+from ..index.audit import Entry as AuditEntry
 from ..index.database import DamagedDatabase, Database, migrate, open_database, pending
 from ..index.database import explain as explain_database_error
-from ..index.audit import AuditTable, Entry as AuditEntry
 from ..index.repository import Index, InstanceRow
 from ..quarantine import Quarantine
 from ..storage import FileMissing, LocalSpace, Storage, open_storage
