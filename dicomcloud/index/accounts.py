@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import time_ns
 from typing import Final, NamedTuple
 
-from .database import Database
+from .database import Database, unit_of_work
 
 NEVER: Final = 0
 
@@ -93,6 +93,7 @@ class Accounts:
     def users(self) -> list[User]:
         return [User._make(row) for row in self._run(f"SELECT {_USER} FROM user_account ORDER BY name").fetchall()]
 
+    @unit_of_work
     def add_user(self, name: str, password: str, roles: str, studies: str) -> bool:
         """False, and nothing done, when there is a user of this name."""
         with self._database.write():
@@ -106,6 +107,7 @@ class Accounts:
             self._changed()
         return True
 
+    @unit_of_work
     def change_user(
         self,
         name: str,
@@ -138,6 +140,7 @@ class Accounts:
     def keys(self) -> list[Key]:
         return [Key._make(row) for row in self._run(f"SELECT {_KEY} FROM api_key ORDER BY id").fetchall()]
 
+    @unit_of_work
     def add_key(self, key: Key) -> None:
         with self._database.write():
             self._run(f"INSERT INTO api_key ({_KEY}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", key)
@@ -160,6 +163,7 @@ class Accounts:
         ).fetchall()
         return [Share._make(row) for row in rows]
 
+    @unit_of_work
     def add_share(self, share: Share) -> None:
         with self._database.write():
             self._run(f"INSERT INTO share_link ({_SHARE}) VALUES (?, ?, ?, ?, ?, ?, ?)", share)
@@ -173,6 +177,7 @@ class Accounts:
                 self._run("DELETE FROM login_session WHERE share_id = ?", (share_id,))
         return revoked
 
+    @unit_of_work
     def _revoke(self, table: str, column: str, identifier: str) -> bool:
         with self._database.write():
             good = f"{column} = ? AND revoked_at = 0"
@@ -194,6 +199,7 @@ class Accounts:
         ).fetchone()
         return None if row is None else Session._make(row)
 
+    @unit_of_work
     def add_session(self, checksum: str, session: Session) -> None:
         """Also forgets those that have expired."""
         with self._database.write():
@@ -204,10 +210,12 @@ class Accounts:
                 (checksum, *session),
             )
 
+    @unit_of_work
     def touch_session(self, checksum: str, used_at: int) -> None:
         with self._database.write():
             self._run("UPDATE login_session SET used_at = ? WHERE checksum = ?", (used_at, checksum))
 
+    @unit_of_work
     def end_session(self, checksum: str) -> None:
         with self._database.write():
             self._run("DELETE FROM login_session WHERE checksum = ?", (checksum,))

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from .database import Database
+from .database import Database, unit_of_work
 
 START: Final = "0" * 64  # the hash before the first row
 _LENGTHS: Final = {
@@ -87,6 +87,7 @@ class AuditTable:
         self._database = database
         self._run = database.run
 
+    @unit_of_work
     def append(self, events: Sequence[Event]) -> None:
         """Add events; durable when it returns. Raises Unavailable."""
         if events:
@@ -158,6 +159,7 @@ class AuditTable:
 
     # Forwarding to a syslog server: one process of all has the task, for a time
 
+    @unit_of_work
     def claim_forwarding(self, forwarder: str, seconds: float) -> int | None:
         """The number up to which events were sent, if the task is this forwarder's now; None if it is another's."""
         moment = time_ns() // 1000
@@ -170,6 +172,7 @@ class AuditTable:
             owner, forwarded = self._run("SELECT forwarder, forwarded FROM audit_chain WHERE id = 1").fetchone()
         return int(forwarded) if owner == forwarder else None
 
+    @unit_of_work
     def note_forwarded(self, forwarder: str, sequence: int) -> None:
         with self._database.write():
             self._run("UPDATE audit_chain SET forwarded = ? WHERE id = 1 AND forwarder = ?", (sequence, forwarder))
