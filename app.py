@@ -59,7 +59,6 @@ def create_app(configuration: Settings | None = None) -> Flask:
     Brings the database up to date and finishes what a crash interrupted.
     """
     configuration = configuration or settings.load()
-    logging.basicConfig(level=configuration.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if configuration.accel_redirect and not configuration.resolved_storage_url.startswith("file://"):
         raise settings.SettingsError("Setting accel_redirect: nginx cannot send files that are not in a folder.")
     logs.set_up(configuration.log_level, configuration.log_format)
