@@ -367,7 +367,7 @@ class StoreBatch:
             raise
         instances = [replace(each.new, file_key=key) for each, key in zip(spooled, keys, strict=True)]
         try:
-            outcomes = self._index.add(instances, self._duplicates, partial(self._record, instances))
+            outcomes = self._index.add(instances, self._duplicates, alongside=partial(self._record, instances))
         except BaseException:
             self._take_back(keys)
             raise

@@ -616,11 +616,8 @@ class Index:
         One Outcome for each; the file of anything but ADDED and REPLACED is the caller's to remove. Other bytes under a
         known SOP Instance UID follow `duplicates`. With `has_file`, which is asked inside the transaction, those whose
         file is gone are left out: of files that were found, not just stored, another process may have stored the row
-        and deleted it again meanwhile. ValueError when an instance lacks a UID: nothing is recorded then. Raises
-        Unavailable when the database is busy or full.
-        known SOP Instance UID follow `duplicates`. `alongside` is called within the transaction.
-        ValueError when an instance lacks a UID: nothing is recorded then.
-        Raises Unavailable when the database is busy or full.
+        and deleted it again meanwhile. `alongside` is called inside the transaction. ValueError when an instance lacks
+        a UID: nothing is recorded then. Raises Unavailable when the database is busy or full.
         """
         documents = {instance.file_key: zlib.compress(instance.document, 3) for instance in new}
         with self._database.write():
