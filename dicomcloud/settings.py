@@ -578,7 +578,7 @@ class Settings:
         "all",
         _choice("all", "changes", "none"),
         "What the audit trail records: `all` searches, retrieves, stores, deletes, logins and refusals; `changes`: "
-        "searches and retrieves left out; `none`. `python -m dicomcloud audit` shows it.",
+        "searches and retrieves left out; `none`. `python -m dicomcloud audit list` shows it.",
     )
     audit_syslog: str = _option(
         "",
