@@ -478,7 +478,11 @@ def test_no_more_rows_than_the_server_allows(studies: Index, find: Find) -> None
     [
         ("", Level.STUDY, 1),
         ("PatientID=P*", Level.STUDY, 2),  # whether the pattern fits few or many, first
-        ("PatientName=*doe*&ModalitiesInStudy=CT&PhysiciansOfRecord=*", Level.STUDY, 4),  # and if there are other groups
+        (
+            "PatientName=*doe*&ModalitiesInStudy=CT&PhysiciansOfRecord=*",
+            Level.STUDY,
+            4,
+        ),  # and if there are other groups
         ("fuzzymatching=true&PatientName=jon+doe", Level.STUDY, 3),
         ("limit=1", Level.STUDY, 2),
         ("PhysiciansOfRecord=baker&StudyDate=20200101-&StudyTime=10-", Level.STUDY, 1),
