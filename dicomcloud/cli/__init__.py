@@ -14,6 +14,7 @@ from ..audit.actor import operator, set_actor
 from ..errors import DicomWebError
 from ..settings import Settings, SettingsError
 from . import (
+    audit,
     backup,
     copy_storage,
     deidentify,
@@ -26,7 +27,6 @@ from . import (
     users,
     viewer,
 )
-from . import audit, backup, deidentify, doctor, import_files, remote, serve, show_settings, upkeep, users, viewer
 from .program import Program, commands, fail
 
 COMMANDS = (
