@@ -275,6 +275,10 @@ def _studies_service(operations: Mapping[str, list[tuple[str, Operation]]]) -> I
         Without a `transfer-syntax`, pixel data are sent uncompressed in Explicit VR Little Endian; what cannot
         be decoded (video, some rare codecs) leaves as stored, and its part says so. `*` means as stored.
     """
+    yield """
+        What instances are rendered as, how images are shown, what `quality` means and how thumbnails are chosen is
+        described in [rendering.md](rendering.md).
+    """
     yield "##### 5.3.2.3 Store Transaction (STOW-RS)"
     yield from _transaction(operations["Store"])
     bodies = dict.fromkeys(kind for _, each in operations["Store"] for kind in each["requestBody"]["content"])
