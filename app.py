@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, partial
+from typing import Any, Literal
 
 from flask import Flask
 
@@ -11,10 +12,13 @@ from dicomcloud.access.policy import open_authentication
 from dicomcloud.archive import Archive
 from dicomcloud.audit.syslog import SyslogServer
 from dicomcloud.deidentify import open_deidentifier
+from dicomcloud.delivery import Delivery, kinds_by_target, open_targets
 from dicomcloud.dicom.deidentification import Deidentifier
+from dicomcloud.dicom.processing import Processor
+from dicomcloud.plugins import PluginError, load
 from dicomcloud.quarantine import Quarantine
 from dicomcloud.server import WHEN_SERVING
-from dicomcloud.settings import Settings
+from dicomcloud.settings import Settings, SettingsError
 from dicomcloud.web.service import Service
 
 
@@ -26,6 +30,7 @@ def open_archive(configuration: Settings) -> Archive:
         return open_deidentifier(configuration, options or None)
 
     quarantine = Quarantine(configuration.quarantine_path, configuration.quarantine_bytes)
+    processors = [Processor(name, _plugin("processors", name)) for name in configuration.processors]
     try:
         return archive.open_archive(
             configuration.resolved_database_url,
@@ -48,9 +53,20 @@ def open_archive(configuration: Settings) -> Archive:
             # PS3.18 9.5.1.1.5: the Basic Profile with the Clean Pixel Data Option
             deidentify_on_retrieve=partial(deidentifier, "BasicProfile", "CleanPixelData"),
             audit=configuration.audit,
+            processors=processors,
+            change_feed=configuration.change_feed,
+            change_feed_days=configuration.change_feed_days,
+            event_targets=kinds_by_target(open_targets(configuration)),
         )
     except ValueError as error:
-        raise settings.SettingsError(f"Setting database_url or storage_url: {error}") from None
+        raise settings.SettingsError(str(error)) from None
+
+
+def _plugin(group: Literal["processors"], name: str) -> Any:
+    try:
+        return load(group, name)
+    except PluginError as error:
+        raise SettingsError(f"Setting {group}: {error}") from error
 
 
 def create_app(configuration: Settings | None = None) -> Flask:
@@ -74,11 +90,17 @@ def create_app(configuration: Settings | None = None) -> Flask:
             configuration.audit_syslog_key,
         )
         opened.audit.forward_to(SyslogServer(host, port, *files))
+    delivery = None
+    if targets := open_targets(configuration):
+        delivery = Delivery(opened.outbox, opened.events, targets, attempts=configuration.event_attempts)
+        opened.before_close.append(delivery.stop)
+        delivery.start()
     app = Flask("dicomcloud", static_folder=None, template_folder=None)
     web.register(
         app,
         Service(
             archive=opened,
+            retrieved=delivery.retrieved if delivery and opened.events.wants("retrieved") else None,
             root=configuration.root,
             public_url=configuration.public_url,
             trusted_proxies=configuration.trusted_proxies,

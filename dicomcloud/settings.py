@@ -178,6 +178,23 @@ def _parse_origin(value: str) -> str:
     return value
 
 
+def _parse_webhook(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
+        raise ValueError
+    parts.port  # noqa: B018 (raises ValueError)
+    return value
+
+
+EVENT_KINDS = ("stored", "replaced", "deleted", "retrieved", "failed")
+
+
+def _parse_event_kind(value: str) -> str:
+    if value.lower() not in EVENT_KINDS:
+        raise ValueError
+    return value.lower()
+
+
 def _parse_public_url(value: Any) -> str:
     text = _text(value).rstrip("/")
     parts = urlsplit(text)
@@ -194,6 +211,14 @@ _TAKEN = {"swagger", "openapi.json", "healthz", "readyz", "metrics", "ohif", "wa
 def _parse_root(value: Any) -> str:
     text = _text(value).rstrip("/")
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", text) or text.split("/")[1] in _TAKEN or "/." in text:
+        raise ValueError
+    return text
+
+
+def _parse_queue_url(value: Any) -> str:
+    text = _text(value)
+    parts = urlsplit(text)
+    if text and (parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.strip("/")):
         raise ValueError
     return text
 
@@ -321,6 +346,19 @@ NETWORKS = Kind(
 ORIGINS = Kind(
     "list of origins", "origins such as https://viewer.example (no path), or *", _list_of(_parse_origin), _show_list
 )
+WEBHOOKS = Kind(
+    "list of URLs",
+    "http or https URLs such as https://ris.example/dicomcloud",
+    _list_of(_parse_webhook),
+    lambda value: ", ".join(map(_without_password, value)),
+    secret=True,
+)
+KINDS = Kind("list of events", f"some of {', '.join(EVENT_KINDS)}", _list_of(_parse_event_kind), _show_list)
+NAMES = Kind("list of names", "names, separated by commas", _list_of(str), _show_list)
+PASSWORD = Kind("secret", "a secret, or nothing", _text, lambda value: "***" if value else "", secret=True)
+QUEUE_URL = Kind(
+    "URL", "the URL of an Azure Storage queue, or nothing", _parse_queue_url, lambda value: value.partition("?")[0]
+)
 PUBLIC_URL = Kind("URL", "an http or https URL such as https://pacs.example, or nothing", _parse_public_url)
 ROOT = Kind("path", "a path such as /dicomweb, not one that the server uses for something else", _parse_root)
 FLAG = Kind("`true` or `false`", "true or false", _parse_flag, lambda value: str(value).lower())
@@ -329,7 +367,9 @@ DATABASE_URL = Kind(
     "URL", "sqlite:///PATH or mssql://USER:PASSWORD@HOST:1433/DATABASE, or nothing", _parse_database_url
 )
 STORAGE_URL = Kind(
-    "URL", "file://FOLDER, s3://BUCKET/PREFIX?endpoint=…, azure://CONTAINER?account=…, or nothing", _parse_storage_url
+    "URL",
+    "file://FOLDER, s3://BUCKET/PREFIX?endpoint=…, azure://CONTAINER?account=…, a plug-in's URL, or nothing",
+    _parse_storage_url,
 )
 
 
@@ -408,6 +448,11 @@ class Settings:
         ROLE_NAMES,
         "What roles or groups of a token or a proxy mean here, as `THEIRS=role`, e.g. `Radiology=reader`. In the file "
         "a name may have blanks. Their names that are roles here need no entry.",
+    )
+    authenticators: tuple[str, ...] = _option(
+        (),
+        NAMES,
+        "Programs of other packages that tell who calls, before all other ways (docs/extending.md).",
     )
     default_roles: tuple[str, ...] = _option(
         (), WORDS, "Roles of those whom a token or a proxy names and of whom nothing else says what they may do."
@@ -633,6 +678,50 @@ class Settings:
         "",
         FILE,
         "TOML file that says for `CleanPixelData` which regions of which devices' images are blacked out.",
+    )
+    processors: tuple[str, ...] = _option(
+        (),
+        NAMES,
+        "Programs of other packages that see every data set when it is stored, in this order (docs/extending.md).",
+    )
+    change_feed: bool = _option(
+        True,
+        FLAG,
+        "Keep a list of everything that was stored, replaced and deleted, for `GET {root}/changes`. Switching it off "
+        "empties it.",
+    )
+    change_feed_days: int = _option(
+        0, _integer(0), "Days after which changes are taken out of the feed. 0: they stay for ever."
+    )
+    event_kinds: tuple[str, ...] = _option(
+        ("stored", "replaced", "deleted", "failed"),
+        KINDS,
+        "What webhooks, the queue and subscribers are told: `stored`, `replaced`, `deleted`, `retrieved`, `failed` "
+        "(an instance that could not be stored).",
+    )
+    webhooks: tuple[str, ...] = _option(
+        (),
+        WEBHOOKS,
+        "URLs to which events are posted as JSON, signed (docs/extending.md); each is tried until it answers 2xx.",
+    )
+    webhook_secret: str = _option(
+        "", SECRET, "With what webhooks are signed (HMAC-SHA256); also in the form `whsec_` and base64."
+    )
+    event_queue_url: str = _option(
+        "",
+        QUEUE_URL,
+        "Azure Storage queue that is sent the events, e.g. `https://ACCOUNT.queue.core.windows.net/QUEUE`, with a SAS "
+        "if there is one. Needs requirements-objectstore.txt.",
+    )
+    event_queue_key: str = _option("", PASSWORD, "Key of the storage account, where the queue's URL has no SAS.")
+    subscribers: tuple[str, ...] = _option(
+        (), NAMES, "Programs of other packages that are given the events (docs/extending.md)."
+    )
+    event_attempts: int = _option(
+        60,
+        _integer(1, 1000),
+        "How often an event is tried before it is given up; 60 take about two days. `python -m dicomcloud events list` "
+        "lists what was given up.",
     )
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 

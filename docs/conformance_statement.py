@@ -116,6 +116,7 @@ SERVICES = {
     "WADO-URI": "URI",
     "DELOW-RS": "Delete",
     "OHIF": "OHIF",
+    "changes": "Changes",
 }
 
 
@@ -193,6 +194,7 @@ def _overview(operations: Mapping[str, list[tuple[str, Operation]]]) -> Iterator
         ("", "Store (STOW-RS)", "N", _yes(bool(operations["Store"])), "10.5"),
         ("", "Search (QIDO-RS)", "N", _yes(bool(operations["Search"])), "10.6"),
         ("", "Delete", "N", _yes(bool(operations["Delete"])), "private extension"),
+        ("", "Change feed", "N", _yes(bool(operations["Changes"])), "private extension"),
         ("", "Retrieve Capabilities", "N", "Y", "8.9"),
         ("URI Service (PS3.18 9)", "Retrieve DICOM Instance", "N", _yes(bool(operations["URI"])), "9.4"),
         ("Worklist, Non-Patient Instance, Storage Commitment Services", "", "N", "N", "11, 12, 13"),
@@ -313,6 +315,8 @@ def _studies_service(operations: Mapping[str, list[tuple[str, Operation]]]) -> I
         410, until it is stored anew.
     """
     yield _table(("Resource", "Path"), [(each["summary"], _code(path)) for path, each in operations["Delete"]])
+    yield "##### 5.3.2.7 Change feed (private)"
+    yield from _transaction(operations["Changes"])
 
 
 def _transaction(operations: Sequence[tuple[str, Operation]]) -> Iterator[str]:

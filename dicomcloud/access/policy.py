@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from ..index.accounts import Accounts
+from ..plugins import PluginError, load
 from ..settings import Settings, SettingsError, split_address
 from .authentication import Authentication, Authenticator, External
 from .caller import ROLES
@@ -30,19 +31,27 @@ def is_loopback(address: str) -> bool:
         return False  # a unix socket, behind which there is a proxy; a name
 
 
+def _plugins(names: Iterable[str]) -> Iterator[Authenticator]:
+    for name in names:
+        try:
+            yield load("authenticators", name)
+        except PluginError as error:
+            raise SettingsError(f"Setting authenticators: {error}") from error
+
+
 def open_authentication(
     settings: Settings,
     accounts: Accounts,
     authenticators: Iterable[Authenticator] = (),
     noticed: Callable[[str, str, int], None] = lambda name, method, outcome: None,
 ) -> Authentication | None:
-    """What tells callers, None where nobody is asked. `authenticators` are further ways, of other packages.
+    """What tells callers, None where nobody is asked. `authenticators` are further ways, beside those of the settings.
 
     `noticed` is told the name, the way and the HTTP status of each login.
 
     Raises SettingsError for settings that contradict each other, or leave the archive open to the network.
     """
-    authenticators = tuple(authenticators)
+    authenticators = (*authenticators, *_plugins(settings.authenticators))
     for role in settings.default_roles:
         _check_role("default_roles", role)
     role_names = dict(_role_name(text) for text in settings.role_names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from io import BytesIO
@@ -36,6 +36,7 @@ from ..dicom.pixel_data import (
     transcode_file,
     transcode_frame_of_file,
 )
+from ..dicom.processing import Processor
 from ..dicom.rendered_files import ImageFile, holds_up
 from ..dicom.stored_image import MAX_PIXELS
 from ..dicom.workers import CodecPool
@@ -45,6 +46,8 @@ from ..index.audit import AuditTable
 from ..index.audit import Entry as AuditEntry
 from ..index.database import DamagedDatabase, Database, migrate, open_database, pending
 from ..index.database import explain as explain_database_error
+from ..index.events import EventLog
+from ..index.outbox import Outbox
 from ..index.repository import Index, InstanceRow
 from ..quarantine import Quarantine
 from ..storage import FileMissing, LocalSpace, Storage, open_storage
@@ -58,11 +61,14 @@ __all__ = [
     "Archive",
     "DamagedDatabase",
     "AuditEntry",
+    "EventLog",
     "Finding",
     "ImageFile",
     "InstanceRow",
     "Key",
     "LocalSpace",
+    "Outbox",
+    "Processor",
     "ReindexStep",
     "SeriesVersion",
     "StoreBatch",
@@ -110,8 +116,15 @@ class Archive:
         deidentify_on_store: Callable[[], Deidentifier] | None = None,
         deidentify_on_retrieve: Callable[[], Deidentifier] | None = None,
         audit: AuditScope = "all",
+        processors: Sequence[Processor] = (),
+        change_feed: bool = False,
+        change_feed_days: int = 0,
+        event_targets: Mapping[str, Collection[str]] | None = None,
     ) -> None:
-        self.index = Index(database)
+        self.events = EventLog(database, feed=change_feed, keep_days=change_feed_days, targets=event_targets)
+        self.outbox = Outbox(database)
+        self.before_close: list[Callable[[], None]] = []
+        self.index = Index(database, self.events)
         self.accounts = Accounts(database)
         self.audit = AuditTrail(AuditTable(database), enabled=audit != "none", changes_only=audit == "changes")
         self.cache = cache or DiskCache(Path(gettempdir()) / "dicomcloud", 0)
@@ -122,6 +135,7 @@ class Archive:
         self.quarantine = quarantine
         self.deidentify_on_store = deidentify_on_store
         self._deidentify_on_retrieve = deidentify_on_retrieve
+        self._processors = tuple(processors)
         self._min_free_bytes = min_free_bytes
         self._database = database
         self._storage = storage
@@ -130,6 +144,8 @@ class Archive:
     def close(self) -> None:
         """Let go of the database connection of this thread, and of the codec processes."""
         self.audit.close()
+        for stop in self.before_close:
+            stop()
         self._codecs.close()
         self._database.close()
 
@@ -226,6 +242,7 @@ class Archive:
             duplicates=self.duplicates,
             max_inflated_bytes=self.max_inflated_bytes,
             deidentify=self.deidentify_on_store,
+            processors=self._processors,
             study_uid=study_uid,
             changes=changes or {},
             quarantine=self.quarantine if quarantine else None,
@@ -555,7 +572,9 @@ class Archive:
 
     def migrate(self) -> list[str]:
         """Bring the database to this version's schema; return the names of the migrations applied."""
-        return migrate(self._database, MIGRATIONS)
+        names = migrate(self._database, MIGRATIONS)
+        self.events.close_feed()
+        return names
 
     def put_index_aside(self) -> Path | None:
         """Put a damaged index aside, for `reindex` to make a new one; where the old one is now."""
@@ -581,18 +600,27 @@ def open_archive(
     deidentify_on_store: Callable[[], Deidentifier] | None = None,
     deidentify_on_retrieve: Callable[[], Deidentifier] | None = None,
     audit: AuditScope = "all",
+    processors: Sequence[Processor] = (),
+    change_feed: bool = False,
+    change_feed_days: int = 0,
+    event_targets: Mapping[str, Collection[str]] | None = None,
 ) -> Archive:
     """The archive over the database and the storage that the URLs name. Raises ValueError for an unknown URL.
 
     Dear results are kept in `cache_folder`, at most `cache_bytes`; `codec_workers` processes do the pixel work.
+    `processors` see every instance that is stored; `event_targets` are the kinds of events for each destination.
     """
     cache = DiskCache(cache_folder, cache_bytes, min_free_bytes=min_free_bytes) if cache_folder else None
     try:
         storage = open_storage(storage_url, local)
     except ValueError as error:
         raise ValueError(f"Setting storage_url: {error}") from None
+    try:
+        database = open_database(database_url)
+    except ValueError as error:
+        raise ValueError(f"Setting database_url: {error}") from None
     return Archive(
-        open_database(database_url),
+        database,
         storage,
         cache=cache,
         codec_workers=codec_workers,
@@ -604,6 +632,10 @@ def open_archive(
         deidentify_on_store=deidentify_on_store,
         deidentify_on_retrieve=deidentify_on_retrieve,
         audit=audit,
+        processors=processors,
+        change_feed=change_feed,
+        change_feed_days=change_feed_days,
+        event_targets=event_targets,
     )
 
 

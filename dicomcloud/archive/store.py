@@ -23,7 +23,9 @@ from ..dicom import header as dicom_header
 from ..dicom.attributes import keyword_of
 from ..dicom.deidentification import CannotDeidentify, Deidentifier
 from ..dicom.matching import Match, matches
+from ..dicom.processing import Processor, processed
 from ..errors import FailureReason, InvalidInstance, Unavailable, WarningReason
+from ..index.events import new_event
 from ..index.repository import Index, NewInstance, Outcome
 from ..quarantine import Quarantine
 from ..storage import CannotStore, Incoming, Storage
@@ -121,6 +123,7 @@ class StoreBatch:
         duplicates: DuplicatePolicy,
         max_inflated_bytes: int,
         deidentify: Callable[[], Deidentifier] | None,
+        processors: Sequence[Processor],
         study_uid: str | None,
         changes: Mapping[str, Any],
         quarantine: Quarantine | None,
@@ -132,12 +135,14 @@ class StoreBatch:
         self._duplicates = duplicates
         self._max_inflated_bytes = max_inflated_bytes
         self._deidentify = deidentify
+        self._processors = processors
         self._study_uid = study_uid
         self._changes = changes
         self._quarantine = quarantine
         self._visible = visible
         self._audit = audit
         self._items: list[StoreItem | _Spooled] = []
+        self._arriving: Incoming  # the instance that comes in, as it is after the last step
         self._spools: list[Spool] = []
 
     def __enter__(self) -> StoreBatch:
@@ -169,23 +174,23 @@ class StoreBatch:
                 item.incoming.sync_soon()  # while this one comes in, if it was changed
         iterator = iter(chunks)
         try:
-            incoming = self._storage.receive()
+            self._arriving = self._storage.receive()
         except OSError as error:
             self._items.append(_out_of_resources(error))
             _drain(iterator)
             return
         try:
-            self._items.append(self._receive(incoming, iterator, tuple(warnings)))
+            self._items.append(self._receive(self._arriving, iterator, tuple(warnings)))
         except InvalidInstance as error:
-            self._keep_aside(incoming, error)
-            incoming.discard()
+            self._keep_aside(self._arriving, error)
+            self._arriving.discard()
             self._items.append(_failed(error))
         except CannotStore as error:
-            incoming.discard()
+            self._arriving.discard()
             self._items.append(_out_of_resources(error))
             _drain(iterator)
         except BaseException:
-            incoming.discard()
+            self._arriving.discard()
             raise
 
     def reject(self, error: InvalidInstance, chunks: Iterable[bytes | memoryview], suffix: str) -> None:
@@ -231,15 +236,20 @@ class StoreBatch:
             self._check_visible(header)
             if header.prefix:
                 incoming, digest, header = self._completed(incoming, buffer, header)
+        self._arriving = incoming
         if self._deidentify is not None:
-            incoming, digest, header = self._deidentified(incoming, header)
+            self._arriving, digest, header = self._deidentified(self._arriving, header)
         original: Mapping[str, Any] | None = None
-        if self._changes:
-            incoming, digest, header, changed = self._coerced(incoming, digest, header)
+        changes = self._changes
+        if self._processors:
+            changes = {**processed(self._processors, {**header.attributes, **changes}), **changes}
+        if changes:
+            self._arriving, digest, header, changed = self._coerced(self._arriving, digest, header, changes)
             if changed is not None:
                 original = changed.original
                 warnings = ((WarningReason.COERCED, f"Coerced: {', '.join(changed.names)}"), *warnings)
-        return _Spooled(incoming, new_instance(header, digest.digest(), incoming.size, ""), warnings, original)
+        new = new_instance(header, digest.digest(), self._arriving.size, "")
+        return _Spooled(self._arriving, new, warnings, original)
 
     def _deidentified(
         self, incoming: Incoming, header: dicom_header.Header
@@ -270,11 +280,11 @@ class StoreBatch:
             raise
 
     def _coerced(
-        self, incoming: Incoming, digest: hashlib._Hash, header: dicom_header.Header
+        self, incoming: Incoming, digest: hashlib._Hash, header: dicom_header.Header, changes: Mapping[str, Any]
     ) -> tuple[Incoming, hashlib._Hash, dicom_header.Header, coercion.Coerced | None]:
-        """The instance with the attributes that the request sets, and the record of what they were."""
+        """The instance with the attributes that request and processors set, and the record of what they were."""
         with _mapped(incoming) as buffer:
-            changed = coercion.coerce(buffer, header, self._changes, moment=self._moment(header), system=_SYSTEM)
+            changed = coercion.coerce(buffer, header, changes, moment=self._moment(header), system=_SYSTEM)
             if changed is None:
                 return incoming, digest, header, None
             target, digest = self._copied(changed.chunks())
@@ -350,7 +360,21 @@ class StoreBatch:
         items, self._items = self._items, []
         spooled = [item for item in items if not isinstance(item, StoreItem)]
         stored = iter(self._store(spooled))
-        return StoreReport(tuple(item if isinstance(item, StoreItem) else next(stored) for item in items))
+        report = StoreReport(tuple(item if isinstance(item, StoreItem) else next(stored) for item in items))
+        self._tell_failures(report)
+        return report
+
+    def _tell_failures(self, report: StoreReport) -> None:
+        """Events of what was not stored. That they cannot be written takes nothing back of what was."""
+        events = self._index.events
+        if not events.wants("failed") or all(item.failure is None for item in report.items):
+            return
+        try:
+            events.publish(
+                new_event("failed", item.study_uid or "", _failure(item)) for item in report.items if item.failure
+            )
+        except Exception:
+            log.exception("the failures of a store request could not be announced")
 
     def _store(self, spooled: Sequence[_Spooled]) -> list[StoreItem]:
         if not spooled:
@@ -471,6 +495,16 @@ def _mismatches(attributes: Mapping[str, Any]) -> Iterator[tuple[WarningReason, 
         if missing:
             names = ", ".join(f"{keyword_of(int(key, 16))} ({key[:4]},{key[4:]})" for key in missing)
             yield WarningReason.DATA_SET_DOES_NOT_MATCH, f"Stored, although it has pixel data without {names}"
+
+
+def _failure(item: StoreItem) -> dict[str, Any]:
+    known = {"series": item.series_uid, "instance": item.sop_instance_uid, "sop_class": item.sop_class_uid}
+    assert item.failure is not None
+    return {
+        "reason": f"{item.failure:04X}",
+        "message": item.message,
+        **{name: value for name, value in known.items() if value},
+    }
 
 
 def _failed(error: InvalidInstance) -> StoreItem:

@@ -156,9 +156,9 @@ class Upkeep:
                 continue
             batch.append(file.key)
             if len(batch) == _BATCH:
-                yield from self._index_files(batch, "replace")
+                yield from self._index_files(batch, "replace", announce=False)
                 batch = []
-        yield from self._index_files(batch, "replace")
+        yield from self._index_files(batch, "replace", announce=False)
 
     def _file_orphans(self, keys: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         """Give rows to complete files that have none; yield each key with its fault, if it has one."""
@@ -168,7 +168,9 @@ class Upkeep:
                 self._storage.delete(step.key)  # its instance is in the index with another file
             yield step.key, step.message
 
-    def _index_files(self, keys: Sequence[str], duplicates: DuplicatePolicy) -> Iterator[ReindexStep]:
+    def _index_files(
+        self, keys: Sequence[str], duplicates: DuplicatePolicy, *, announce: bool = True
+    ) -> Iterator[ReindexStep]:
         new: list[NewInstance] = []
         steps: list[ReindexStep] = []
         for key in keys:
@@ -179,7 +181,7 @@ class Upkeep:
                 steps.append(ReindexStep(key, getattr(error, "message", str(error))))
             else:
                 steps.append(ReindexStep(key, None))
-        self._index.add(new, duplicates, has_file=lambda key: self._storage.size(key) is not None)
+        self._index.add(new, duplicates, announce=announce, has_file=lambda key: self._storage.size(key) is not None)
         yield from steps
 
     def _read_stored(self, file: BinaryIO, key: str) -> NewInstance:

@@ -24,6 +24,7 @@ from .attributes import is_multi_valued, vr_of
 from .character_sets import decoder_of
 from .encoding import LONG_VRS, VRS, encode_value, label
 from .header import EXPLICIT_BIG, Header
+from .processing import REMOVED
 
 _PIECE: Final = 1 << 20
 ORIGINAL_ATTRIBUTES: Final = "04000561"
@@ -92,11 +93,15 @@ def coerce(
 ) -> Coerced | None:
     """The proper PS3.10 file in `buffer` with these attributes; None where all of them are so already.
 
-    `changes` maps keys of the DICOM JSON Model to attributes of `read_change`; `moment` is a DT. `pieces` of the
+    `changes` maps keys of the DICOM JSON Model to attributes as in `read_change`, or to what `processing.processed`
+    gives for those that go; `moment` is a DT. `pieces` of the
     result are views of `buffer`. Raises InvalidInstance where the data set cannot be changed.
     """
     different = {
-        key: new for key, new in changes.items() if header.attributes.get(key, {}).get("Value") != new.get("Value")
+        key: new
+        for key, new in changes.items()
+        if header.attributes.get(key, {}).get("Value") != new.get("Value")
+        or (REMOVED in new and key in header.attributes)
     }
     if not different:
         return None
@@ -144,7 +149,10 @@ def _coerced(buffer: bytes | mmap, header: Header, changes: Mapping[str, Any], m
         elements[tag].whole(data) if tag in elements else form.element(tag, changes[f"{tag:08X}"]["vr"], b"")
         for tag in sorted(int(key, 16) for key in changes)
     ]
-    new = {int(key, 16): _encoded(form, int(key, 16), attribute, codec) for key, attribute in changes.items()}
+    new = {
+        int(key, 16): b"" if REMOVED in attribute else _encoded(form, int(key, 16), attribute, codec)
+        for key, attribute in changes.items()
+    }
     record = int(ORIGINAL_ATTRIBUTES, 16)
     items = elements[record].items(data) if record in elements else b""
     new[record] = form.sequence(record, items + form.item(_record(form, originals, moment, system)))
@@ -274,6 +282,8 @@ def _record(form: _Form, originals: list[bytes], moment: str, system: str) -> by
 
 def _encoded(form: _Form, tag: int, attribute: Mapping[str, Any], codec: str) -> bytes:
     vr = attribute["vr"]
+    if vr == "SQ":
+        return _sequence(form, tag, attribute, codec)
     raw = encode_value(tag, attribute)
     if vr in _TEXTS:
         raw = raw.decode("utf-8").strip("\0 " if vr == "UI" else " ").encode(codec)
@@ -283,6 +293,17 @@ def _encoded(form: _Form, tag: int, attribute: Mapping[str, Any], codec: str) ->
         count = len(raw) // struct.calcsize("<" + code)
         raw = struct.pack(f">{count}{code}", *struct.unpack(f"<{count}{code}", raw))
     return form.element(tag, vr, raw)
+
+
+def _sequence(form: _Form, tag: int, attribute: Mapping[str, Any], codec: str) -> bytes:
+    from pydicom.dataset import Dataset
+    from pydicom.filebase import DicomBytesIO
+    from pydicom.filewriter import write_dataset
+
+    target = DicomBytesIO()
+    target.is_implicit_VR, target.is_little_endian = form.implicit, form.order == "<"
+    write_dataset(target, Dataset.from_json({f"{tag:08X}": attribute}), codec)
+    return target.getvalue()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -393,6 +393,45 @@ SeriesRequest.add_index(
 )
 
 
+class LastChange(Table):
+    """One row (id 1): the sequence of the newest change. Every writer of the feed locks it first."""
+
+    id = IntegerField(primary_key=True)
+    sequence = BigIntegerField()
+
+
+class ArchiveChange(Table):
+    """The change feed: an instance that was stored, replaced or deleted."""
+
+    sequence = BigIntegerField(primary_key=True)
+    changed_at = BigIntegerField()
+    action = CharField(16)
+    study_uid = CharField(64)
+    series_uid = CharField(64)
+    sop_uid = CharField(64)
+    sop_class_uid = CharField(64)
+
+
+class Outbox(Table):
+    """An event that is still to be delivered to one destination; `state` is waiting or dead."""
+
+    id = BigAutoField()
+    event_id = CharField(36)
+    target = CharField(200)
+    kind = CharField(16)
+    study_uid = CharField(64)
+    payload = TextField()
+    created_at = BigIntegerField()
+    state = CharField(16)
+    attempts = IntegerField()
+    due_at = BigIntegerField()
+    last_error = CharField(400)
+
+
+Outbox.add_index(Outbox.index(Outbox.target, Outbox.state, Outbox.due_at, Outbox.id, name="outbox_due"))
+Outbox.add_index(Outbox.index(Outbox.target, Outbox.study_uid, Outbox.state, Outbox.id, name="outbox_study"))
+
+
 TABLES: Final = (
     ArchiveState,
     Patient,
@@ -415,4 +454,7 @@ TABLES: Final = (
     AuditEvent,
     Vocabulary,
     SeriesRequest,
+    LastChange,
+    ArchiveChange,
+    Outbox,
 )

@@ -29,6 +29,7 @@ from dicomcloud.dicom.comparison import date_digits, name_groups, name_tokens, n
 from dicomcloud.dicom.matching import Match
 from dicomcloud.dicom.query import PATIENT_NAME, REFERRING_PHYSICIAN, Query
 from dicomcloud.index.database import Database, unit_of_work
+from dicomcloud.index.events import Change, EventLog
 from dicomcloud.index.models import NO_NUMBER
 from dicomcloud.index.search import INSTANCE_KEYS, STUDY_DESCRIPTION, Search, SearchResult, study_condition
 
@@ -581,6 +582,12 @@ _DOCUMENTS: Final = (
 )
 
 
+def _change(attributes: Mapping[str, Any], outcome: Outcome) -> Change:
+    study, series, instance = (_uid(attributes, key) for key in ("0020000D", "0020000E", "00080018"))
+    action: Literal["stored", "replaced"] = "stored" if outcome is Outcome.ADDED else "replaced"
+    return Change(action, study, series, instance, _text(attributes, "00080016", 64))
+
+
 def _instance_row(row: Sequence[Any]) -> InstanceRow:
     return InstanceRow._make((*row[:11], _datetime(row[11])))
 
@@ -598,9 +605,10 @@ def _scope(study_uid: str, series_uid: str | None, sop_uid: str | None) -> tuple
 class Index:
     """What is stored, and where. Safe to use from several threads and processes."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, events: EventLog | None = None) -> None:
         self._database = database
         self._run = database.run
+        self.events = events or EventLog(database)
 
     @unit_of_work
     def add(
@@ -608,6 +616,7 @@ class Index:
         new: Sequence[NewInstance],
         duplicates: Literal["reject", "keep", "replace"],
         *,
+        announce: bool = True,
         has_file: Callable[[str], bool] | None = None,
         alongside: Callable[[Sequence[Outcome]], None] | None = None,
     ) -> list[Outcome]:
@@ -616,8 +625,9 @@ class Index:
         One Outcome for each; the file of anything but ADDED and REPLACED is the caller's to remove. Other bytes under a
         known SOP Instance UID follow `duplicates`. With `has_file`, which is asked inside the transaction, those whose
         file is gone are left out: of files that were found, not just stored, another process may have stored the row
-        and deleted it again meanwhile. `alongside` is called inside the transaction. ValueError when an instance lacks
-        a UID: nothing is recorded then. Raises Unavailable when the database is busy or full.
+        and deleted it again meanwhile. `alongside` is called inside the transaction, in which the change feed gets them
+        too, and the outbox unless `announce` is False. ValueError when an instance lacks a UID: nothing is recorded
+        then. Raises Unavailable when the database is busy or full.
         """
         documents = {instance.file_key: zlib.compress(instance.document, 3) for instance in new}
         with self._database.write():
@@ -629,6 +639,14 @@ class Index:
             writer.finish()
             if alongside is not None:
                 alongside(outcomes)
+            changes = [
+                _change(instance.attributes, outcome)
+                for instance, outcome in zip(new, outcomes, strict=True)
+                if outcome in (Outcome.ADDED, Outcome.REPLACED)
+            ]
+            waiting = self.events.record(changes, announce=announce)
+        if waiting:
+            self.events.committed()
         return outcomes
 
     def search(self, query: Query) -> SearchResult:
@@ -739,7 +757,8 @@ class Index:
         condition, values = _scope(study_uid, series_uid, sop_uid)
         with self._database.write():
             rows = self._run(
-                f"SELECT i.id, r.id, s.id, i.size, s.uid, r.uid, i.uid, i.file_key{_FROM}{condition}", values
+                f"SELECT i.id, r.id, s.id, i.size, s.uid, r.uid, i.uid, i.file_key, i.sop_class_uid{_FROM}{condition}",
+                values,
             ).fetchall()
             if not rows:
                 return []
@@ -761,6 +780,9 @@ class Index:
             writer.record_removed_files(keys)
             if alongside is not None:
                 alongside(len(rows))
+            waiting = self.events.record([Change("deleted", row[4], row[5], row[6], row[8]) for row in rows])
+        if waiting:
+            self.events.committed()
         return keys
 
     def files_to_remove(self) -> list[str]:
@@ -815,9 +837,13 @@ class Index:
         """Forget the instance or superseded version whose file is lost; it leaves no tombstone."""
         with self._database.write():
             self._run("DELETE FROM superseded WHERE file_key = ?", (key,))
-            row = self._run(f"SELECT i.id, r.id, s.id, i.size{_FROM} WHERE i.file_key = ?", (key,)).fetchone()
+            row = self._run(
+                f"SELECT i.id, r.id, s.id, i.size, s.uid, r.uid, i.uid, i.sop_class_uid{_FROM} WHERE i.file_key = ?",
+                (key,),
+            ).fetchone()
             if row is not None:
-                _Writer(self._database).delete([row])
+                _Writer(self._database).delete([row[:4]])
+                self.events.record([Change("deleted", row[4], row[5], row[6], row[7])])
 
     @unit_of_work
     def clear(self) -> None:

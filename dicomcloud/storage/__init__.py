@@ -9,6 +9,8 @@ from mmap import mmap
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from ..plugins import load
+
 
 class FileMissing(FileNotFoundError):
     """No file is stored under this key."""
@@ -123,8 +125,8 @@ class Storage(Protocol):
 def open_storage(url: str, local: LocalSpace) -> Storage:
     """The adapter that `url` names: `file:///var/lib/dicomcloud/storage`, `s3://bucket/prefix`, `azure://container`.
 
-    Only the chosen adapter's library is imported, and nothing is sent. Raises ValueError for a URL that is not
-    understood, or whose library is not installed.
+    Only the chosen adapter's library is imported, and nothing is sent. Another scheme is that of a plug-in
+    (docs/extending.md). Raises ValueError for a URL that is not understood, or whose library is not installed.
     """
     scheme, separator, path = url.partition("://")
     if scheme == "file" and separator and path:
@@ -135,6 +137,9 @@ def open_storage(url: str, local: LocalSpace) -> Storage:
         from .object_store import open_object_storage
 
         return open_object_storage(url, local)
+    if separator and path and scheme != "file":
+        adapter: Storage = load("storage", scheme)(url, local)
+        return adapter
     raise ValueError("it must begin with file://, s3:// or azure:// and name a folder, a bucket or a container")
 
 

@@ -17,6 +17,7 @@ from ..dicom.waveforms import CannotDraw
 from ..errors import NotAcceptable
 from . import (
     audit,
+    changes,
     delete_rs,
     health,
     metrics,
@@ -68,6 +69,7 @@ def register(app: Flask, service: Service) -> None:
         (delete_rs.blueprint, root, ["/api", "/delowrs"], Need(Permission.DELETE)),
         (wado_uri.blueprint, "/wado", ["/wadouri", "/api/wadouri"], Need(Permission.READ, narrows=True)),
         (ohif.blueprint, "/ohif", [], Need(Permission.READ)),
+        (changes.blueprint, root, ["/api"], Need(Permission.READ)),
     ):
         api.register_blueprint(blueprint, url_prefix=documented)
         declared[blueprint.name] = need
@@ -91,6 +93,8 @@ def register(app: Flask, service: Service) -> None:
     app.after_request(_common_headers)
     if service.cors_origins:
         _allow_cross_origin(app, service.cors_origins)
+    if service.retrieved is not None:
+        _tell_retrievals(app, service.retrieved)
     guard(app, declared)
     app.wsgi_app = _TidyPaths(app.wsgi_app)  # type: ignore[method-assign]
 
@@ -117,6 +121,22 @@ class _TidyPaths:
 def _common_headers(response: Response) -> Response:
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response
+
+
+def _tell_retrievals(app: Flask, retrieved: Callable[[str, dict[str, Any]], None]) -> None:
+    """An event of every answer that held data of a study; its body may still be on the way."""
+    services = (retrieve.blueprint.name, wado_uri.blueprint.name)
+    parameters = {"seriesUID": "series", "objectUID": "instance", "series": "series", "instance": "instance"}
+
+    @app.after_request
+    def tell(response: Response) -> Response:
+        endpoint = request.endpoint or ""
+        if response.status_code in (200, 206) and request.method == "GET" and endpoint.startswith(services):
+            uids = {**request.args, **(request.view_args or {})}
+            study = uids.get("study") or uids.get("studyUID") or ""
+            known = {name: uids[parameter] for parameter, name in parameters.items() if parameter in uids}
+            retrieved(study, {"resource": endpoint.rpartition(".")[2], "status": response.status_code, **known})
+        return response
 
 
 def _allow_cross_origin(app: Flask, origins: tuple[str, ...]) -> None:

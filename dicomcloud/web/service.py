@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from flask import current_app, request
 
@@ -41,6 +43,7 @@ class Service:
     log_requests: bool = False
     study_page: str = "/study/{study}"
     viewer_folder: Path | None = None  # with the OHIF viewer, if it is installed
+    retrieved: Callable[[str, dict[str, Any]], None] | None = None  # is told of each retrieval, where anybody asks
 
 
 def current_service() -> Service:

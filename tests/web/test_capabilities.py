@@ -107,7 +107,7 @@ TABLE_H_1 = {
     ("GET", "studies"): "SearchForStudies",
     ("POST", "studies"): "StoreInstances",
     ("GET", "studies/{study}"): "RetrieveStudy",
-    ("POST", "studies/{study}"): "StoreInstancesOfOneStudyThoseOfAnotherStudyFail",
+    ("POST", "studies/{study}"): "StoreInstancesOfAStudy",
     ("GET", "studies/{study}/metadata"): "RetrieveStudyMetadata",
     ("GET", "studies/{study}/series"): "SearchForSeriesOfAStudy",
     ("GET", "studies/{study}/series/{series}"): "RetrieveSeries",
