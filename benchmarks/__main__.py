@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import shlex
@@ -30,10 +31,12 @@ from typing import Any
 
 from .client import Answer, BadAnswer, Connection, Request, keep_busy
 from .data import Data
-from .operations import Check, Operation, operations, store
+from .front import find_nginx, start_behind_nginx
+from .operations import Check, Operation, instance_alone, operations, store
 from .servers import HOW_TO_INSTALL_THE_PEER, Server, find_orthanc, given_server, start_dicomcloud, start_orthanc
 
 CONNECTIONS = 4  # at once, where throughput is measured
+TURNS = 20  # that a server has in an operation
 TIME_LIMIT = 15 * 60  # seconds; then the run ends, whatever is left
 
 
@@ -45,6 +48,7 @@ class Figures:
     server: str
     count: int = 0
     first_ms: float = 0.0
+    turn_ms: float = 0.0
     median_ms: float = 0.0
     p95_ms: float = 0.0
     per_second: float = 0.0
@@ -56,6 +60,7 @@ class Figures:
     target: float | None = None
     met: bool | None = None
     samples_ms: list[float] = field(default_factory=list, repr=False)
+    turns_ms: list[float] = field(default_factory=list, repr=False)
 
 
 class OutOfTime(Exception):
@@ -84,19 +89,24 @@ def load(servers: Sequence[Server], data: Data) -> None:
 
 
 def measure(operation: Operation, servers: Sequence[Server], rounds: int, busy_seconds: float) -> list[Figures]:
-    """First one request at a time, A B A B …, then each server with several connections, A B A B too."""
+    """First one request at a time, the servers in turn, then each with several connections, in turn too.
+
+    A turn is a few requests, as a viewer sends them; where there are few rounds, it is one.
+    """
     figures = [Figures(operation.name, server.name) for server in servers]
     connections = [[Connection(server.root) for _ in range(CONNECTIONS)] for server in servers]
     before = [server.cpu_seconds() for server in servers]
     number = 0
     try:
-        for number in range(rounds + 1):
-            request, check = operation.make(number)
-            for which in _turn(len(servers), number):
-                if not figures[which].failure:
-                    _once(figures[which], connections[which][0], request, check, first=number == 0)
+        for turn in range(-1, math.ceil(rounds / (length := max(1, rounds // TURNS)))):
+            made = [operation.make(number + index) for index in range(length if turn >= 0 else 1)]
+            number += len(made)
+            for which in _turn(len(servers), turn):
+                for index, (request, check) in enumerate(made):
+                    if not figures[which].failure:
+                        _once(figures[which], connections[which][0], request, check, first=turn < 0, begins=index == 0)
         if operation.parallel:
-            _several(operation, figures, connections, number + 1, busy_seconds)
+            _several(operation, figures, connections, number, busy_seconds)
     finally:
         for some in connections:
             for connection in some:
@@ -121,7 +131,9 @@ def _turn(count: int, number: int) -> list[int]:
     return order if number % 2 == 0 else order[::-1]
 
 
-def _once(figures: Figures, connection: Connection, request: Request, check: Check, *, first: bool) -> None:
+def _once(
+    figures: Figures, connection: Connection, request: Request, check: Check, *, first: bool, begins: bool
+) -> None:
     try:
         answer: Answer = connection.exchange(request)
         check(answer)
@@ -133,6 +145,8 @@ def _once(figures: Figures, connection: Connection, request: Request, check: Che
         figures.first_ms = answer.seconds * 1000
     else:
         figures.samples_ms.append(answer.seconds * 1000)
+        if begins:
+            figures.turns_ms.append(answer.seconds * 1000)
 
 
 def _several(
@@ -160,12 +174,13 @@ def _summarise(figures: Figures, operation: Operation) -> None:
     if not samples:
         return
     figures.median_ms = statistics.median(samples)
+    figures.turn_ms = statistics.median(figures.turns_ms)
     figures.p95_ms = samples[min(len(samples) - 1, round(0.95 * (len(samples) - 1)))]
     if not operation.parallel:
         figures.per_second = len(samples) * 1000 / sum(samples)
 
 
-def compare(figures: Sequence[Figures], target: float) -> None:
+def compare(figures: Sequence[Figures], target: float | None) -> None:
     """Fill in the ratios of the others to the first; the target is for the first of the others."""
     ours = figures[0]
     for peer in figures[1:]:
@@ -174,7 +189,7 @@ def compare(figures: Sequence[Figures], target: float) -> None:
         peer.ratio = peer.median_ms / ours.median_ms
         if peer.cpu_ms is not None and ours.cpu_ms:
             peer.cpu_ratio = peer.cpu_ms / ours.cpu_ms
-    if len(figures) > 1:
+    if len(figures) > 1 and target is not None:
         figures[1].target = target
         figures[1].met = None if figures[1].ratio is None else figures[1].ratio >= target
 
@@ -182,14 +197,17 @@ def compare(figures: Sequence[Figures], target: float) -> None:
 # The report
 
 HEADINGS = (
-    "operation", "server", "n", "first ms", "median ms", "p95 ms", "op/s", "CPU ms", "ratio", "CPU ratio", "target"
+    "operation", "server", "n", "first ms", "turn ms", "median ms", "p95 ms", "op/s", "CPU ms", "ratio", "CPU ratio",
+    "target",
 )  # fmt: skip
 
 EXPLANATION = f"""\
 One client and the servers on one machine, loopback, no TLS. Every answer is checked: status, count, bytes equal
 to those stored, JSON parsed and compared; n is the number of answers. Median and p95: one request at a time on
 a connection kept alive as a browser keeps it (where the server closes it, opening the next is part of the
-time), sent to the servers in turn; "first" is the first request of the operation and is in neither. op/s:
+time). The servers take turns, {TURNS} each, of as many requests as there are (where these are few, a turn is one);
+"turn" is the median of the first requests of the turns, when the server has been idle and the processor's caches
+are the other's; they are in median and p95. "first" is the first request of the operation and is not. op/s:
 {CONNECTIONS} connections, one request under way on each, servers in turn; for the series and STOW of 50 one
 connection. CPU ms: user and system time of the server's whole process tree through the number of its answers,
 at one and at {CONNECTIONS} connections together (the kernel counts in steps of 10 ms). Ratio: the peer's median
@@ -202,15 +220,15 @@ def rows(results: Sequence[Sequence[Figures]]) -> Iterator[tuple[str, ...]]:
         for number, one in enumerate(figures):
             name = one.operation if number == 0 else ""
             if one.failure:
-                yield (name, one.server, str(one.count), *[""] * 7, f"FAILED: {one.failure}"[:110])
+                yield (name, one.server, str(one.count), *[""] * 8, f"FAILED: {one.failure}"[:110])
                 continue
             cpu = "-" if one.cpu_ms is None else _number(one.cpu_ms)
             target = "" if one.target is None else f">= {one.target:g}"
             if one.met is not None:
                 target += " met" if one.met else " NOT met"
             yield (
-                name, one.server, str(one.count), _number(one.first_ms), _number(one.median_ms), _number(one.p95_ms),
-                _number(one.per_second), cpu, _times(one.ratio), _times(one.cpu_ratio), target,
+                name, one.server, str(one.count), _number(one.first_ms), _number(one.turn_ms), _number(one.median_ms),
+                _number(one.p95_ms), _number(one.per_second), cpu, _times(one.ratio), _times(one.cpu_ratio), target,
             )  # fmt: skip
 
 
@@ -226,7 +244,7 @@ def table(results: Sequence[Sequence[Figures]], *, markdown: bool) -> str:
     cells = [HEADINGS, *rows(results)]
     if markdown:
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
-        return "\n".join([lines[0], "|---|---|" + "---:|" * 8 + "---|", *lines[1:]])
+        return "\n".join([lines[0], "|---|---|" + "---:|" * 9 + "---|", *lines[1:]])
     widths = [max(len(row[column]) for row in cells) for column in range(len(HEADINGS) - 1)]
     lines = []
     for row in cells:
@@ -329,6 +347,33 @@ def start(options: argparse.Namespace, folder: Path, stack: contextlib.ExitStack
     return [*servers, *options.server]
 
 
+def _measured(
+    operation: Operation, servers: Sequence[Server], rounds: int, options: argparse.Namespace
+) -> list[Figures]:
+    figures = measure(operation, servers, rounds, 0.8 if options.quick else 3.0)
+    compare(figures, operation.target)
+    texts = (f"{one.server} {one.failure or _number(one.median_ms) + ' ms'}" for one in figures)
+    say("  " + operation.name + ": " + "; ".join(texts))
+    return figures
+
+
+def _through_nginx(
+    options: argparse.Namespace, folder: Path, data: Data, stack: contextlib.ExitStack, about: dict[str, str]
+) -> list[list[Figures]]:
+    """Whole instances by X-Accel-Redirect, beside nginx with the same files and beside this server alone."""
+    operation = instance_alone(data)
+    wanted = not options.only or any(part.lower() in operation.name.lower() for part in options.only)
+    program = find_nginx()
+    if options.no_own or not wanted:
+        return []
+    if program is None:
+        say("nginx is not installed: X-Accel-Redirect is not measured (apt-get install nginx)")
+        return []
+    servers = start_behind_nginx(folder, program, data, stack)
+    about["nginx"] = servers[0].version
+    return [_measured(operation, servers, operation.quick_rounds if options.quick else operation.rounds, options)]
+
+
 def _out_of_time(*_: Any) -> None:
     raise OutOfTime(f"the run was ended: it took longer than {TIME_LIMIT // 60} minutes")
 
@@ -365,12 +410,8 @@ def main(given: Sequence[str] | None = None) -> int:
                 if options.only and not any(part.lower() in operation.name.lower() for part in options.only):
                     continue
                 rounds = operation.quick_rounds if options.quick else operation.rounds
-                figures = measure(operation, servers, rounds, 0.8 if options.quick else 3.0)
-                compare(figures, operation.target)
-                results.append(figures)
-                say("  " + operation.name + ": " + "; ".join(
-                    f"{one.server} {one.failure or _number(one.median_ms) + ' ms'}" for one in figures
-                ))  # fmt: skip
+                results.append(_measured(operation, servers, rounds, options))
+            results += _through_nginx(options, folder, data, stack, about)
     except (BadAnswer, OutOfTime) as error:
         say(f"benchmark: {error}")
         if not results:

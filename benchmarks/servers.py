@@ -32,6 +32,7 @@ class Server:
     version: str = ""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     log: Path | None = None
+    behind: tuple[int, ...] = ()  # further processes whose time counts
 
     def alive(self) -> bool:
         return self.process is None or self.process.poll() is None
@@ -41,7 +42,7 @@ class Server:
         if self.pid is None:
             return None
         ticks = 0
-        for pid in process_tree(self.pid):
+        for pid in (pid for root in (self.pid, *self.behind) for pid in process_tree(root)):
             with contextlib.suppress(OSError):
                 ticks += sum(int(value) for value in _stat(pid)[11:15])  # utime stime cutime cstime
         return ticks / os.sysconf("SC_CLK_TCK")
@@ -100,13 +101,22 @@ def _end(pid: int, how: signal.Signals) -> None:
         os.kill(pid, how)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _start(name: str, root: str, command: list[str], folder: Path, environment: dict[str, str], cwd: Path) -> Server:
+def start(
+    name: str,
+    root: str,
+    command: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    cwd: Path,
+    path: str = "/studies?limit=1",
+) -> Server:
+    """Start a program and wait until it answers `path`. Raises BadAnswer."""
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -114,7 +124,7 @@ def _start(name: str, root: str, command: list[str], folder: Path, environment: 
         )
     server = Server(name, root, process.pid if Path("/proc/self/stat").exists() else None, process=process, log=log)
     try:
-        wait_until_up(root, "/studies?limit=1", 60, server.alive)
+        wait_until_up(root, path, 60, server.alive)
     except BaseException as error:
         server.stop()
         if isinstance(error, BadAnswer):
@@ -124,19 +134,20 @@ def _start(name: str, root: str, command: list[str], folder: Path, environment: 
     return server
 
 
-def start_dicomcloud(folder: Path) -> Server:
-    """This checkout, served by `python -m dicomcloud serve` with a data directory of its own. Raises BadAnswer.
+def start_dicomcloud(folder: Path, name: str = "dicomcloud", **settings: str) -> Server:
+    """This checkout, served by `python -m dicomcloud serve` with a data directory in the folder. Raises BadAnswer.
 
     DICOMCLOUD_* variables of the caller reach it, so that settings can be compared.
     """
-    port, data = _free_port(), folder / "dicomcloud"
+    port, data = free_port(), folder / "dicomcloud"
     environment = os.environ | {
         "DICOMCLOUD_BIND": f"127.0.0.1:{port}",
         "DICOMCLOUD_DATA_DIR": str(data),
         "PYTHONUNBUFFERED": "1",
+        **settings,
     }
     command = [sys.executable, "-m", "dicomcloud", "serve"]
-    server = _start("dicomcloud", f"http://127.0.0.1:{port}/dicomweb", command, folder, environment, PROJECT)
+    server = start(name, f"http://127.0.0.1:{port}/dicomweb", command, folder, environment, PROJECT)
     git = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty"]
     with contextlib.suppress(OSError):
         server.version = subprocess.run(git, capture_output=True, text=True, check=False, timeout=10).stdout.strip()
@@ -157,7 +168,7 @@ def start_orthanc(folder: Path, program: str, plugin: Path) -> Server:
 
     Raises BadAnswer.
     """
-    port, data = _free_port(), folder / "orthanc"
+    port, data = free_port(), folder / "orthanc"
     data.mkdir()
     settings = {
         "Name": "benchmark",
@@ -173,7 +184,7 @@ def start_orthanc(folder: Path, program: str, plugin: Path) -> Server:
     file = folder / "orthanc.json"
     file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
     root = f"http://127.0.0.1:{port}/dicom-web"
-    server = _start("orthanc", root, [program, str(file)], folder, dict(os.environ), folder)
+    server = start("orthanc", root, [program, str(file)], folder, dict(os.environ), folder)
     answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=10)
     server.version = answer.stdout.splitlines()[0].rpartition(" ")[2] if answer.stdout else ""
     version = plugin.resolve().name.rpartition(".so")[2].lstrip(".")

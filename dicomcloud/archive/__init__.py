@@ -405,6 +405,18 @@ class Archive:
         except FileMissing:
             self._deleted_meanwhile(row)
 
+    def open_frame(
+        self, row: InstanceRow, frames: dicom_header.Frames, number: int
+    ) -> tuple[BinaryIO, int, int] | None:
+        """The file, the offset and the length of a frame that lies in it as `read_frame` gives it, in one piece.
+
+        None for other frames, and where the file is not on this machine. Raises LookupError, NotFound, Gone.
+        """
+        runs = frames.locate(number) if frames.encapsulated or (_is_plain(row) and frames.on_byte_boundaries) else ()
+        if len(runs) != 1 or not self._storage.source(row.file_key).is_local:
+            return None
+        return (self.open_file(row), *runs[0])
+
     def read_stream(
         self, row: InstanceRow, frames: dicom_header.Frames, first: int = 0, end: int | None = None
     ) -> Iterator[bytes]:

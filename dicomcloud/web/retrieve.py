@@ -40,12 +40,22 @@ Answer = TypeVar("Answer")
 class Source:
     """The chunks of a part of which ranges can be had: `pieces(first, end)` gives the bytes from `first` to `end`."""
 
-    def __init__(self, pieces: Callable[[int, int], Iterator[Chunk]], size: int) -> None:
+    def __init__(
+        self,
+        pieces: Callable[[int, int], Iterator[Chunk]],
+        size: int,
+        close: Callable[[], object] = lambda: None,
+    ) -> None:
         self.pieces = pieces
+        self.close = close
         self._size = size
 
     def __iter__(self) -> Iterator[Chunk]:
         return self.pieces(0, self._size)
+
+    def cut(self, first: int, end: int) -> Source:
+        """The bytes from `first` to `end`."""
+        return Source(lambda start, stop: self.pieces(first + start, first + stop), end - first, self.close)
 
     @classmethod
     def of_file(cls, open_file: Callable[[], BinaryIO], size: int) -> Source:
@@ -53,8 +63,7 @@ class Source:
 
         A server that can takes a file on disk as it is, others its bytes.
         """
-        # the files of later parts are made while the answer is sent, after the request
-        spans = has_request_context() and TAKES_FILE_SPANS in request.environ
+        spans = takes_file_spans()
 
         def pieces(first: int, end: int) -> Iterator[Chunk]:
             file = open_file()
@@ -66,6 +75,21 @@ class Source:
                 yield from read_in_pieces(file, end - first)
 
         return cls(pieces, size)
+
+    @classmethod
+    def of_span(cls, file: BinaryIO, offset: int, size: int) -> Source:
+        """`size` bytes of an open file, for a server that takes them from the file."""
+
+        def pieces(first: int, end: int) -> Iterator[Chunk]:
+            with file:
+                yield FileSpan(file, offset + first, end - first)
+
+        return cls(pieces, size, file.close)
+
+
+def takes_file_spans() -> bool:
+    """Whether the server takes a FileSpan for bytes. False after the request, while later parts are made."""
+    return has_request_context() and TAKES_FILE_SPANS in request.environ
 
 
 class Unattainable(Exception):
@@ -122,6 +146,8 @@ def single_part(part: OutgoingPart, etag: str, *, last_modified: datetime | None
     chunks, size, status = part.chunks, part.size, 200
     headers = dict(part.headers)
     if request.method == "HEAD":
+        if isinstance(chunks, Source):
+            chunks.close()
         chunks = iter(())
     elif size is not None:
         headers["Accept-Ranges"] = "bytes"
@@ -129,7 +155,7 @@ def single_part(part: OutgoingPart, etag: str, *, last_modified: datetime | None
             first, end = limits
             headers["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
             chunks = (
-                chunks.pieces(first, end)
+                chunks.cut(first, end)
                 if isinstance(chunks, Source)
                 else _cut(cast(Iterable[bytes], chunks), first, end)
             )

@@ -21,6 +21,7 @@ from .retrieve import (
     AS_STORED,
     EXPLICIT_LITTLE_ENDIAN,
     OCTET_STREAM,
+    Source,
     Unattainable,
     attain,
     attributes_of,
@@ -29,6 +30,7 @@ from .retrieve import (
     instance_url,
     multipart,
     single_part,
+    takes_file_spans,
 )
 from .service import check_uids, current_service
 
@@ -175,14 +177,20 @@ def frame_parts(
     """
     stored = _content_type(row, frames, None)
 
+    spans = takes_file_spans()
+
     def part(number: int, content_type: str, data: bytes) -> OutgoingPart:
         headers = {"Content-Type": content_type, "Content-Location": locations[number]}
         return OutgoingPart(headers, len(data), [data])
 
+    def part_as_stored(number: int) -> OutgoingPart:
+        if spans and (found := archive.open_frame(row, frames, number)) is not None:
+            headers = {"Content-Type": stored, "Content-Location": locations[number]}
+            return OutgoingPart(headers, found[2], Source.of_span(*found))
+        return part(number, stored, archive.read_frame(row, frames, number))
+
     if target is None:
-        first = part(numbers[0], stored, archive.read_frame(row, frames, numbers[0]))
-        rest = (part(number, stored, archive.read_frame(row, frames, number)) for number in numbers[1:])
-        return chain([first], rest)
+        return chain([part_as_stored(numbers[0])], map(part_as_stored, numbers[1:]))
 
     def transcoded(results: Iterator[bytes | CannotTranscode]) -> Iterator[OutgoingPart]:
         for number, frame in zip(numbers, results, strict=True):

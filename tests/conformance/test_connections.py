@@ -129,6 +129,24 @@ def test_files_leave_whole_in_ranges_and_together(server: Any) -> None:
         assert other in together.content
 
 
+def test_frames_leave_from_their_place_in_the_file(server: Any) -> None:
+    pixels = os.urandom(4 * 256 * 256 * 2)
+    path, _, _ = store(server, PixelData=pixels, Rows=256, Columns=256, NumberOfFrames=4)
+    frames = [pixels[start : start + 131072] for start in range(0, len(pixels), 131072)]
+    alone = {"Accept": "application/octet-stream"}
+    with requests.Session() as session:
+        for number, frame in enumerate(frames, 1):
+            assert session.get(f"{server.root}{path}/frames/{number}", headers=alone, timeout=60).content == frame
+        part = session.get(f"{server.root}{path}/frames/3", headers={**alone, "Range": "bytes=10-1009"}, timeout=60)
+        assert (part.status_code, part.content) == (206, frames[2][10:1010])
+        together = session.get(f"{server.root}{path}/frames/2,4", timeout=60).content
+        assert together.index(frames[1]) < together.index(frames[3])
+        assert (
+            session.head(f"{server.root}{path}/frames/1", headers=alone, timeout=60).headers["Content-Length"]
+            == "131072"
+        )
+
+
 def test_an_answer_whose_file_has_lost_bytes_breaks_off_and_never_looks_whole(server: Any) -> None:
     path, _, stored = store(server, PixelData=bytes(1 << 20), Rows=512, Columns=1024)
     stored.chmod(0o600)
