@@ -18,6 +18,8 @@ from tempfile import SpooledTemporaryFile, gettempdir
 from threading import Timer
 from typing import Any, BinaryIO, Generic, Literal, NamedTuple, NoReturn, TypeVar, cast
 
+import orjson
+
 from ..audit import AuditTrail
 from ..diagnosis import Diagnosis, fault, good
 from ..dicom import header as dicom_header
@@ -359,21 +361,43 @@ class Archive:
     def open_deidentified(self, row: InstanceRow, transfer_syntax: str) -> BinaryIO:
         """A de-identified copy of the instance (PS3.15 Annex E) in this transfer syntax, as a file.
 
-        Raises CannotDeidentify, CannotTranscode, NotFound, Gone.
+        It is kept in the cache, and goes from there when the instance is deleted or replaced. Raises CannotDeidentify,
+        CannotTranscode, NotFound, Gone.
         """
+        deidentifier = self._retrieve_deidentifier()
+        key = f"{row.file_key} deidentified {deidentifier.fingerprint} {transfer_syntax}"
+        if cached := self.cache.open(key):
+            return cached
+        path = self.cache.spool()
+        try:
+            with SpooledTemporaryFile(_IN_MEMORY) as copy, self.open_file(row) as source, open(path, "xb") as target:
+                deidentifier.deidentify(source, cast(BinaryIO, copy))
+                copy.seek(0)
+                transcode(cast(BinaryIO, copy), target, transfer_syntax, max_inflated=self.max_inflated_bytes)
+            return self.cache.keep(path, key)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def deidentified_document(self, row: InstanceRow) -> bytes:
+        """The DICOM JSON text of the de-identified copy, which has UIDs of its own.
+
+        Bulk data are named without a BulkDataURI: they are in `open_deidentified` only. Raises CannotDeidentify,
+        NotFound, Gone.
+        """
+        key = f"{row.file_key} deidentified {self._retrieve_deidentifier().fingerprint} document"
+        if (kept := self.cache.read(key)) is not None:
+            return kept
+        with self.open_deidentified(row, EXPLICIT_VR_LITTLE_ENDIAN) as copy:
+            header = dicom_header.scan(copy.read(), max_inflated=self.max_inflated_bytes)
+        document = orjson.dumps(_without_bulk_data(header.attributes))
+        self.cache.write(key, document)
+        return document
+
+    def _retrieve_deidentifier(self) -> Deidentifier:
         if self._deidentify_on_retrieve is None:
             raise CannotDeidentify("This server is not set up to de-identify.")
-        with SpooledTemporaryFile(_IN_MEMORY) as copy, self.open_file(row) as source:
-            self._deidentify_on_retrieve().deidentify(source, cast(BinaryIO, copy))
-            copy.seek(0)
-            target = cast(BinaryIO, SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115 (the caller closes it)
-            try:
-                transcode(cast(BinaryIO, copy), target, transfer_syntax, max_inflated=self.max_inflated_bytes)
-            except BaseException:
-                target.close()
-                raise
-        target.seek(0)
-        return target
+        return self._deidentify_on_retrieve()
 
     def _open_converted(self, row: InstanceRow, transfer_syntax: str) -> BinaryIO:
         """The instance in another transfer syntax, converted here and now into a temporary file."""
@@ -678,6 +702,19 @@ def _is_pixel_work(stored: str, wanted: str) -> bool:
         syntax is None or syntax.encapsulated or syntax.deflated
         for syntax in map(TRANSFER_SYNTAXES.get, (stored, wanted))
     )
+
+
+def _without_bulk_data(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes with bulk data named by their VR alone, in sequences too."""
+    named: dict[str, Any] = {}
+    for key, element in attributes.items():
+        if "BulkDataURI" in element:
+            named[key] = {"vr": element["vr"]}
+        elif element["vr"] == "SQ" and "Value" in element:
+            named[key] = {"vr": "SQ", "Value": [_without_bulk_data(item) for item in element["Value"]]}
+        else:
+            named[key] = element
+    return named
 
 
 def _is_deflated(row: InstanceRow) -> bool:

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from dicomcloud import __version__
 from dicomcloud.dicom import pixel_cleaning
 from dicomcloud.dicom.confidentiality_profile import (
     Option,
@@ -79,6 +80,10 @@ class Deidentifier:
         self._key = key
         self._pixel_rules = tuple(pixel_rules)
         self._max_inflated = max_inflated
+        #: Another one when copies of the same original would differ: by version, options, rules or key.
+        self.fingerprint = self._digest(
+            "fingerprint", __version__, edition(), repr(sorted(map(str, self.options))), repr(self._pixel_rules)
+        )[:12].hex()
         self.actions = {tag: resolved(row, self.options) for tag, row in profile().items()}
         self.content_actions = {
             code: resolved(row, self.options - {Option.CleanStructdCont}) for code, row in structured_content().items()

@@ -5,9 +5,15 @@ from __future__ import annotations
 from io import BytesIO
 from pathlib import Path
 
+import orjson
 import pydicom
+import pytest
 from flask.testing import FlaskClient
+from pydicom.uid import ExplicitVRLittleEndian
 
+from dicomcloud.archive import Archive
+from dicomcloud.dicom.deidentification import Deidentifier, Option
+from dicomcloud.errors import Gone
 from tests.conftest import AppMaker
 from tests.data import make_dataset, make_file
 
@@ -84,3 +90,40 @@ def test_pixels_that_may_name_the_patient_are_not_given_away(client: FlaskClient
     answer = client.get("/wado", query_string=query)
     assert answer.status_code == 406
     assert answer.json["message"]
+
+
+def test_a_deidentified_copy_is_made_once_and_goes_with_the_instance(client: FlaskClient, archive: Archive) -> None:
+    dataset = identified()
+    client.post("/dicomweb/studies", data=make_file(dataset), content_type="application/dicom")
+    (row,) = archive.instances(dataset.StudyInstanceUID)
+    with archive.open_deidentified(row, ExplicitVRLittleEndian) as copy:
+        first = copy.read()
+    assert not [secret for secret in (*SECRETS, dataset.SOPInstanceUID.encode()) if secret in first]
+    archive._storage.delete(row.file_key)  # what was kept needs no original
+    with archive.open_deidentified(row, ExplicitVRLittleEndian) as copy:
+        assert copy.read() == first
+    archive.delete(dataset.StudyInstanceUID)
+    assert archive.cache.open(f"{row.file_key} deidentified") is None
+    with pytest.raises(Gone):
+        archive.open_deidentified(row, ExplicitVRLittleEndian)
+
+
+def test_the_metadata_of_a_copy_are_those_of_its_file_and_lead_nowhere(client: FlaskClient, archive: Archive) -> None:
+    dataset = identified()
+    client.post("/dicomweb/studies", data=make_file(dataset), content_type="application/dicom")
+    (row,) = archive.instances(dataset.StudyInstanceUID)
+    for _ in range(2):  # made, and kept
+        text = archive.deidentified_document(row)
+        assert not [secret for secret in (*SECRETS, dataset.StudyInstanceUID.encode()) if secret in text]
+        assert b"BulkDataURI" not in text
+        document = orjson.loads(text)
+        assert document["7FE00010"] == {"vr": "OW"}
+        with archive.open_deidentified(row, ExplicitVRLittleEndian) as copy:
+            assert document["00080018"]["Value"] == [pydicom.dcmread(copy).SOPInstanceUID]
+
+
+def test_other_options_or_keys_make_other_copies() -> None:
+    key, options = b"sixteen secret bytes", (Option.RetainUIDs,)
+    one = Deidentifier((), key).fingerprint
+    assert one == Deidentifier((), key).fingerprint
+    assert len({one, Deidentifier(options, key).fingerprint, Deidentifier((), key + b"!").fingerprint}) == 3
