@@ -46,7 +46,7 @@ from ..errors import DicomWebError, Gone, NotFound, Unavailable
 from ..index.accounts import NEVER, Accounts, Key, User
 from ..index.audit import AuditTable
 from ..index.audit import Entry as AuditEntry
-from ..index.database import DamagedDatabase, Database, migrate, open_database, pending
+from ..index.database import DamagedDatabase, Database, migrate, migration_script, open_database, pending
 from ..index.database import explain as explain_database_error
 from ..index.events import EventLog
 from ..index.outbox import Outbox
@@ -615,6 +615,10 @@ class Archive:
     def put_index_aside(self) -> Path | None:
         """Put a damaged index aside, for `reindex` to make a new one; where the old one is now."""
         return self._database.put_aside()
+
+    def migration_script(self, *, every: bool = False) -> str:
+        """The pending migrations, or all, as SQL for a database administrator. `every` asks no database."""
+        return migration_script(self._database, MIGRATIONS, every=every)
 
     def pending_migrations(self) -> list[str]:
         return pending(self._database, MIGRATIONS)

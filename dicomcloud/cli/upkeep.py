@@ -22,10 +22,17 @@ from .program import Program, commands, count
 
 @commands.command()
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 when migrations are pending.")
+@click.option(
+    "--sql", "as_sql", is_flag=True, help="Change nothing; print the SQL of the pending migrations for a DBA."
+)
+@click.option("--all", "every", is_flag=True, help="With --sql: of all migrations; the database need not be there.")
 @click.pass_obj
-def migrate(program: Program, check: bool) -> None:
+def migrate(program: Program, check: bool, as_sql: bool, every: bool) -> None:
     """Bring the database to this version's schema."""
     with program.archive(migrated=False) as archive:
+        if as_sql:
+            click.echo(archive.migration_script(every=every), nl=False)
+            return
         if check:
             pending = archive.pending_migrations()
             for name in pending:

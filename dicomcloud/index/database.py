@@ -101,6 +101,9 @@ Work = TypeVar("Work")
 class Database(peewee.Database):
     """What every database does for the index."""
 
+    kind = ""
+    batch = ("", ";")  # how a script of this database begins, and what ends a statement in it
+
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> Cursor:
         """Execute one statement; read the cursor to its end before the next one. Raises Unavailable."""
         raise NotImplementedError
@@ -172,6 +175,10 @@ class Database(peewee.Database):
     def create(self) -> None:
         """Make the database where that is a file that is not there yet. No other method does."""
 
+    def script_of(self, work: Callable[[Database], object]) -> list[str]:
+        """The statements with which `work(database)` would change a database, that is not touched."""
+        raise NotImplementedError
+
     def release(self) -> None:
         """Let others have the connection that Peewee has opened for this thread, where connections are shared."""
 
@@ -229,6 +236,8 @@ class SQLite(peewee.SqliteDatabase, Database):
     A commit is on the disk when it returns (WAL, synchronous=FULL). Several processes may use one file. With `frozen`,
     the file is one that nobody writes to, such as a `snapshot`.
     """
+
+    kind = "SQLite"
 
     def __init__(self, path: str, *, frozen: bool = False) -> None:
         super().__init__(
@@ -318,6 +327,14 @@ class SQLite(peewee.SqliteDatabase, Database):
         except FileNotFoundError:
             return None
         return target
+
+    def script_of(self, work: Callable[[Database], object]) -> list[str]:
+        seen: list[str] = []
+        scratch = self._scratch = getattr(self, "_scratch", None) or SQLite(":memory:")
+        scratch._thread_connection().set_trace_callback(seen.append)
+        work(scratch)
+        scratch._thread_connection().set_trace_callback(None)
+        return [statement for statement in seen if not statement.startswith(("SELECT", "PRAGMA"))]
 
     def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Sequence[Any]]:
         return iter(self.run(sql, parameters))
@@ -473,6 +490,33 @@ def revert(database: Database, folder: Path, target: str | None = None) -> list[
     finally:
         database.release()
     return names
+
+
+def migration_script(database: Database, folder: Path, *, every: bool = False) -> str:
+    """The pending migrations, or all, as SQL for somebody else to run; the database is asked which, and not changed."""
+    runner = _runner(database, folder)
+    names = [migration.name for migration in runner.migrations()] if every else pending(database, folder)
+    lines = [f"-- DICOMcloud: schema of the index, for {database.kind}"]
+    begin, end = database.batch
+    if begin:
+        lines.append(begin)
+    if names:
+        lines += [f"{statement}{end}" for statement in database.script_of(lambda script: _history(script, folder))]
+    for migration in runner.migrations():
+        module = migration.load()
+
+        def step(script: Database, module: Any = module, name: str = migration.name) -> None:
+            module.up(script.migrator(), script)
+            _runner(script, folder).History.create(name=name)
+
+        statements = database.script_of(step)  # of those that are not wanted too: the next ones build on them
+        if migration.name in names:
+            lines += ["", f"-- {migration.name}", *(f"{statement}{end}" for statement in statements)]
+    return "\n".join(lines) + "\n"
+
+
+def _history(script: Database, folder: Path) -> None:
+    _runner(script, folder).History.create_table()
 
 
 class _Runner(migrations.Runner):

@@ -12,7 +12,6 @@ pool before the next statement. Peewee's query builder is there for migrations; 
 from __future__ import annotations
 
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,19 +26,19 @@ from dicomcloud.diagnosis import Diagnosis
 from dicomcloud.dicom.matching import Match
 from dicomcloud.errors import Unavailable
 from dicomcloud.index.database import BUSY_TIMEOUT, Database, Work
-from dicomcloud.index.sql_server.connections import Again, Connection, Pool, Rows, ServerAway, parse_url
+from dicomcloud.index.sql_server.connections import Address, Again, Connection, Pool, Rows, ServerAway, parse_url
 from dicomcloud.index.sql_server.schema import Context, Migrator
-from dicomcloud.index.sql_server.statements import inline, render
+from dicomcloud.index.sql_server.statements import guarded, inline, render
 
 _LOCK: Final = "dicomcloud: writer"
 _ATTEMPTS: Final = 5  # of a transaction that was chosen as the victim of a deadlock, or lost its connection
-
-_CREATE_IF_ABSENT: Final = re.compile(r"\ACREATE TABLE IF NOT EXISTS (\[\w+\])")
 
 
 class SqlServer(Database):
     """MS SQL Server. Reads take a connection from the pool and give it back; a transaction keeps one."""
 
+    kind = "MS SQL Server"
+    batch = ("SET XACT_ABORT ON\nGO", "\nGO")
     context_class = Context
     quote = "[]"
     param = "?"
@@ -68,8 +67,8 @@ class SqlServer(Database):
     }
     # NVARCHAR(MAX) columns are not compared; a search in their JSON is done here, by `residual` matching.
 
-    def __init__(self, url: str) -> None:
-        self.address = parse_url(url)
+    def __init__(self, url: str | Address) -> None:
+        self.address = parse_url(url) if isinstance(url, str) else url
         super().__init__(self.address.database)
         self._pool = Pool(self.address)
         self._pinned = threading.local()
@@ -195,6 +194,11 @@ class SqlServer(Database):
         """A condition that the column has the text somewhere."""
         return f"CHARINDEX(?, {column}) > 0", [text]
 
+    def script_of(self, work: Callable[[Database], object]) -> list[str]:
+        script = _Script(self.address)
+        work(script)
+        return script.statements
+
     def snapshot(self, path: Path) -> None:
         raise Unavailable("The index is on MS SQL Server: back it up with the server's own means (docs/sql-server.md).")
 
@@ -235,7 +239,7 @@ class SqlServer(Database):
 
     def execute_sql(self, sql: str, params: Sequence[Any] | None = None, commit: Any = None) -> Rows:
         """What Peewee sends. An INSERT returns the key that the database has given."""
-        text = _CREATE_IF_ABSENT.sub(r"IF OBJECT_ID(N'\1', N'U') IS NULL CREATE TABLE \1", inline(sql, params))
+        text = guarded(inline(sql, params))
         connection: Connection = self._own_connection() or self.connection()
         if not sql.startswith("INSERT "):
             return connection.execute(text)
@@ -354,3 +358,22 @@ class _Savepoint:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is not None:
             self.rollback()
+
+
+class _Script(SqlServer):
+    """Writes down what migrations send. There is nothing to read: a migration that works on rows finds none."""
+
+    def __init__(self, address: Address) -> None:
+        super().__init__(address)
+        self.statements: list[str] = []
+
+    def run(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
+        return self.execute_sql(sql, parameters)
+
+    def execute_sql(self, sql: str, params: Sequence[Any] | None = None, commit: Any = None) -> Rows:
+        if not sql.startswith("SELECT"):
+            self.statements.append(guarded(inline(sql, params)))
+        return Rows([], 0)
+
+    def last_insert_id(self, cursor: Any, query_type: Any = None) -> None:
+        return None

@@ -97,3 +97,11 @@ def inline(sql: str, parameters: Sequence[Any] | None) -> str:
         raise ValueError(f"{len(pieces) - 1} values expected, {len(parameters or ())} given")
     values = [literal(value) for value in parameters or ()]
     return pieces[0] + "".join(value + piece for value, piece in zip(values, pieces[1:], strict=True))
+
+
+_CREATE_IF_ABSENT: Final = re.compile(r"\ACREATE TABLE IF NOT EXISTS (\[\w+\])")
+
+
+def guarded(text: str) -> str:
+    """Peewee's CREATE TABLE IF NOT EXISTS as T-SQL has it."""
+    return _CREATE_IF_ABSENT.sub(r"IF OBJECT_ID(N'\1', N'U') IS NULL CREATE TABLE \1", text)
