@@ -7,6 +7,9 @@ from typing import Any
 
 from peewee import BigAutoField, BigIntegerField, CharField, ForeignKeyField, Model
 
+from dicomcloud.dicom.comparison import name_tokens
+from dicomcloud.index.database import CoveringIndex
+
 
 class Table(Model):
     class Meta:
@@ -15,6 +18,22 @@ class Table(Model):
 
 class Series(Table):
     id = BigAutoField()
+
+
+class Study(Table):
+    patient_name = CharField(200)
+    referring_physician_name = CharField(200)
+    study_description = CharField(200)
+    study_datetime = CharField(20)
+
+
+INDEXES = [
+    Study.index(Study.study_datetime.desc(), Study.id.desc(), name="study_order", safe=False),
+    *(
+        CoveringIndex(Study, [field], include=[Study.study_datetime], name=f"study_{field.name}", safe=False)
+        for field in (Study.patient_name, Study.referring_physician_name, Study.study_description)
+    ),
+]
 
 
 class Vocabulary(Table):
@@ -51,11 +70,19 @@ BATCH = 1000
 def up(migrator: Any, database: Any) -> None:
     with database.bind_ctx(TABLES, bind_refs=False, bind_backrefs=False):
         database.create_tables(TABLES, safe=False)
-    migrator.migrate(migrator.add_index("study", ["study_description"], name="study_study_description"))
+    migrator.migrate(migrator.drop_index("study", "study_patient_name"))
+    for index in INDEXES:
+        database.execute(index)
     database.run(
         "INSERT INTO vocabulary (attribute, word) SELECT DISTINCT attribute, token FROM name_token"
         " UNION SELECT DISTINCT 528432, study_description FROM study WHERE study_description > ''"
     )
+    for tag, column in ((0x00100010, "patient_name_other"), (0x00080090, "referring_physician_name_other")):
+        words: set[str] = set()
+        for row in database.run(f"SELECT DISTINCT {column} FROM study WHERE {column} > ''").fetchall():
+            words.update(word[:200] for word in name_tokens(row[0]))
+        for word in sorted(words):
+            database.run("INSERT INTO vocabulary (attribute, word) VALUES (?, ?)", (-tag, word))
     last = 0
     while True:
         page, values = database.page(BATCH, 0)
@@ -83,6 +110,8 @@ def _text(element: Any) -> str:
 
 
 def down(migrator: Any, database: Any) -> None:
-    migrator.migrate(migrator.drop_index("study", "study_study_description"))
+    for index in INDEXES:
+        migrator.migrate(migrator.drop_index("study", index._name))
+    migrator.migrate(migrator.add_index("study", ["patient_name"], name="study_patient_name"))
     with database.bind_ctx(TABLES, bind_refs=False, bind_backrefs=False):
         database.drop_tables(TABLES)

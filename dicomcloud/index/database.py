@@ -16,8 +16,9 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from datetime import UTC, datetime
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 
 import orjson
@@ -27,7 +28,7 @@ from playhouse.migrate import SchemaMigrator, SqliteMigrator
 
 from dicomcloud.diagnosis import Diagnosis, fault, good
 from dicomcloud.dicom.attributes import json_key
-from dicomcloud.dicom.matching import Kind, Match, decode_match, matches
+from dicomcloud.dicom.matching import Kind, Match, decode_match, matches, name_test
 from dicomcloud.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,17 @@ def _dicom_matches(attributes: str | bytes, match: str) -> bool:
     """SQL function: whether stored DICOM JSON (compressed if it is a blob) fulfils an encoded Match."""
     text = zlib.decompress(attributes) if isinstance(attributes, bytes) else attributes
     return matches(decode_match(match), orjson.loads(text))
+
+
+@lru_cache(maxsize=64)
+def _name_test(match: str) -> Callable[[tuple[str, str, str]], bool]:
+    return name_test(decode_match(match))
+
+
+def _name_matches(alphabetic: str, other: str, match: str) -> bool:
+    """SQL function: whether a name, as it lies in its two columns, fulfils an encoded Match."""
+    ideographic, _, phonetic = other.partition("=")
+    return _name_test(match)((alphabetic, ideographic, phonetic))
 
 
 class _Connection(sqlite3.Connection):
@@ -146,6 +158,10 @@ class Database(peewee.Database):
 
     def stored_matches(self, column: str, match: Match, *, compressed: bool = False) -> tuple[str, list[Any]] | None:
         """A condition that the DICOM JSON in `column` fulfils `match`; None where the database cannot tell."""
+        raise NotImplementedError
+
+    def name_matches(self, column: str, match: str) -> tuple[str, list[Any]] | None:
+        """The same, of a name in `column` and its other groups in `column`_other, for an encoded match."""
         raise NotImplementedError
 
     def mentions(self, column: str, text: str) -> tuple[str, list[Any]]:
@@ -262,7 +278,9 @@ class SQLite(peewee.SqliteDatabase, Database):
         )
         self._frozen = frozen
         self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._scratch: tuple[SQLite, TemporaryDirectory[str]] | None = None
         self.register_function(_dicom_matches, "dicom_matches", 2, deterministic=True)
+        self.register_function(_name_matches, "name_matches", 3, deterministic=True)
         if hasattr(os, "register_at_fork"):
             _open_databases.add(self)
 
@@ -330,7 +348,12 @@ class SQLite(peewee.SqliteDatabase, Database):
 
     def script_of(self, work: Callable[[Database], object]) -> list[str]:
         seen: list[str] = []
-        scratch = self._scratch = getattr(self, "_scratch", None) or SQLite(":memory:")
+        if self._scratch is None:
+            folder = TemporaryDirectory(prefix="dicomcloud-schema-", ignore_cleanup_errors=True)
+            path = Path(folder.name, "index.sqlite3")
+            path.touch()
+            self._scratch = SQLite(str(path)), folder
+        scratch = self._scratch[0]
         scratch._thread_connection().set_trace_callback(seen.append)
         work(scratch)
         scratch._thread_connection().set_trace_callback(None)
@@ -378,6 +401,9 @@ class SQLite(peewee.SqliteDatabase, Database):
             return condition, values
         mentions, text = self.mentions(column, f'"{json_key(match.tag)}"')
         return f"({mentions} AND {condition})", [*text, *values]
+
+    def name_matches(self, column: str, match: str) -> tuple[str, list[Any]] | None:
+        return f"name_matches({column}, {column}_other, ?)", [match]
 
     def mentions(self, column: str, text: str) -> tuple[str, list[Any]]:
         return f"instr({column}, ?) > 0", [text]

@@ -87,7 +87,13 @@ Study.add_index(
         name="study_newest",
     )
 )
-Study.add_index(Study.index(Study.patient_name, name="study_patient_name"))
+Study.add_index(Study.index(Study.study_datetime.desc(), Study.id.desc(), name="study_order"))
+Study.add_index(CoveringIndex(Study, [Study.patient_name], include=[Study.study_datetime], name="study_patient_name"))
+Study.add_index(
+    CoveringIndex(
+        Study, [Study.referring_physician_name], include=[Study.study_datetime], name="study_referring_physician_name"
+    )
+)
 Study.add_index(
     Study.index(Study.patient_name_other, where=Study.patient_name_other > "", name="study_patient_name_other")
 )
@@ -101,7 +107,9 @@ Study.add_index(
 Study.add_index(Study.index(Study.patient_id, name="study_patient_id"))
 Study.add_index(Study.index(Study.accession_number, name="study_accession_number"))
 Study.add_index(Study.index(Study.study_id, name="study_study_id"))
-Study.add_index(Study.index(Study.study_description, name="study_study_description"))
+Study.add_index(
+    CoveringIndex(Study, [Study.study_description], include=[Study.study_datetime], name="study_study_description")
+)
 
 
 class StudyModality(Table):
@@ -366,7 +374,7 @@ class Vocabulary(Table):
     Few, beside the studies that have them: a wildcard is tried on them first. None is taken away again.
     """
 
-    attribute = BigIntegerField()  # tag
+    attribute = BigIntegerField()  # tag; negative for words in other groups than the alphabetic one
     word = CharField(200)
 
     class Meta:

@@ -371,7 +371,10 @@ class _Writer:
 
     def _insert_tokens(self, study_key: int, attributes: Mapping[str, Any]) -> None:
         for tag in (PATIENT_NAME, REFERRING_PHYSICIAN):
-            for token in name_tokens(" ".join(_names(attributes, json_key(tag)))):
+            alphabetic, others = _names(attributes, json_key(tag))
+            for token in name_tokens(others):
+                self._learn(-tag, token[:200])
+            for token in name_tokens(f"{alphabetic} {others}"):
                 self._run(
                     "INSERT INTO name_token (attribute, token, code, study_key) VALUES (?, ?, ?, ?)",
                     (tag, token[:200], phonetic_code(token), study_key),

@@ -69,7 +69,14 @@ STUDY_ID: Final = 0x00200010
 STUDY_DESCRIPTION: Final = 0x00081030
 #: Columns of `s` that lead an index.
 _INDEXED: Final = frozenset(
-    ("s.patient_id", "s.patient_name", "s.accession_number", "s.study_id", "s.study_description")
+    (
+        "s.patient_id",
+        "s.patient_name",
+        "s.referring_physician_name",
+        "s.accession_number",
+        "s.study_id",
+        "s.study_description",
+    )
 )
 _NUMBER_COLUMNS: Final = {0x00200011: "r.number", 0x00200013: "i.number"}
 # Exact keys of few studies: such a search is driven by them and not by its modality.
@@ -137,6 +144,7 @@ class Search:
         self._conditions: list[_Condition] = []
         self._stored: list[_Condition] = []  # dear ones, tried last
         self._counted = _COUNTED
+        self._by_index: dict[str, str] = {}  # conditions that are tried row by row → as an index serves them
         self._unsure: list[Match] = []  # of which the conditions let too many pass: looked at here, row by row
         self._from = _SEARCH_FROM[self._level]
         self._join_study = _JOIN_STUDY[self._level]
@@ -257,7 +265,9 @@ class Search:
             return condition
         if "LIKE" in text and ">=" not in text or not self._few(f"FROM study s WHERE {text}", values, _FEW):
             self._counted = min(self._counted, _COUNTED_BY_TRYING)
-            return text.replace(column, self._database.without_index(column)), values
+            tried = text.replace(column, self._database.without_index(column))
+            self._by_index[tried] = text
+            return tried, values
         return condition
 
     def _few(self, rows: str, values: list[Any], few: int) -> bool:
@@ -336,34 +346,45 @@ class Search:
             condition, values = self._by_index_if_few(column, (condition, values))
         if not exact:
             condition, values = self._only((condition, values), match, whole)
-        if not self._has_other_names(column):
-            return condition, values
-        # Few names have other groups, and a partial index knows them: apart, they do not slow down the rest.
-        other, other_values = self._like(f"{column}_other", "*" + pattern.replace("^", "*") + "*")
-        other = f"{column}_other > '' AND {other}"
-        stored = self._stored_condition(match)
-        if stored is not None:
-            other, other_values = f"{other} AND {stored[0]}", [*other_values, *stored[1]]
+        # Names with other groups are apart, in a partial index, so that they do not slow down the rest.
+        other, other_values = self._other_groups(match, column, pattern) if self._has_other_names(column) else ("", [])
+        if not other:
+            return (f"({driver[0]} AND {condition})", [*driver[1], *values]) if driver else (condition, values)
+        by_column = self._database.name_matches(column, match.encode())
+        if by_column is not None:
+            other, other_values = f"{other} AND {by_column[0]}", [*other_values, *by_column[1]]
         if driver is not None:
-            if stored is None:
+            if by_column is None:
                 self._unsure.append(whole)
             both, both_values = _any([(condition, values), (other, other_values)])
             return f"({driver[0]} AND {both})", [*driver[1], *both_values]
-        if stored is None and exact:
+        if by_column is None and exact:
             ids = self._matching_ids(f"SELECT s.id, s.attributes FROM study s WHERE {other}", other_values, match)
             if ids is not None:
                 return (f"({condition} OR s.id IN ({','.join(map(str, ids))}))" if ids else condition), values
             self._unsure.append(whole)
         return f"(({condition}) OR s.id IN (SELECT s.id FROM study s WHERE {other}))", [*values, *other_values]
 
+    def _other_groups(self, match: Match, column: str, pattern: str) -> _Condition:
+        """A condition that studies fulfil whose name may match in the ideographic or phonetic group; '' if none may."""
+        condition, values = self._like(f"{column}_other", "*" + pattern.replace("^", "*") + "*")
+        condition = f"{column}_other > '' AND {condition}"
+        longest = _longest_word(pattern)
+        words = self._words(-match.tag, f"*{longest}*") if longest else None
+        if words is None:
+            return condition, values
+        rows = f"FROM name_token t WHERE t.attribute = ? AND t.token IN ({', '.join('?' * len(words))})"
+        if words and self._few(rows, [match.tag, *words], _FEW_WITH_WORD):
+            return f"s.id IN (SELECT t.study_key {rows}) AND {condition}", [match.tag, *words, *values]
+        return (condition, values) if words else ("", [])
+
     def _studies_with_words(self, tag: int, pattern: str) -> _Condition | None:
         """A condition that few studies fulfil, but all whose name matches the pattern; None if there is none.
 
         Told from the longest word in the pattern: what matches has it in one of its own.
         """
-        pieces = [token for part in re.split(r"[*?]", pattern) for token in name_tokens(part)]
-        longest = max(pieces, key=len, default="")
-        if not longest or len(longest) > 200:
+        longest = _longest_word(pattern)
+        if not longest:
             return None
         words = self._words(tag, f"*{longest}*")
         if words is None:
@@ -526,6 +547,8 @@ class Search:
         if not self._counted and known > self._query.offset:
             return known, False
         most = self._query.offset + self._query.limit + max(self._counted, 1)
+        for tried, text in self._by_index.items():  # in no order: counting stops when it has enough
+            where = where.replace(tried, text)
         limited = self._database.first(most, "1 AS one", f"FROM {self._from}{where}")
         total = int(self._database.run(f"SELECT count(*) FROM ({limited}) c", values).fetchone()[0])
         return total, total < most
@@ -579,6 +602,13 @@ class Search:
             return out, uids
 
         return build
+
+
+def _longest_word(pattern: str) -> str:
+    """The longest piece of a word that what matches the pattern must have."""
+    pieces = [token for part in re.split(r"[*?]", pattern) for token in name_tokens(part)]
+    longest = max(pieces, key=len, default="")
+    return longest if len(longest) <= 200 else ""
 
 
 def _request_condition(match: Match) -> _Condition | None:

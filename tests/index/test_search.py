@@ -481,7 +481,7 @@ def test_no_more_rows_than_the_server_allows(studies: Index, find: Find) -> None
         (
             "PatientName=*doe*&ModalitiesInStudy=CT&PhysiciansOfRecord=*",
             Level.STUDY,
-            4,
+            5,
         ),  # and if there are other groups
         ("fuzzymatching=true&PatientName=jon+doe", Level.STUDY, 3),
         ("limit=1", Level.STUDY, 2),

@@ -190,6 +190,9 @@ class SqlServer(Database):
         """None: the server cannot match in stored DICOM JSON, the index does it on the rows it sends."""
         return None
 
+    def name_matches(self, column: str, match: str) -> None:
+        return None
+
     def mentions(self, column: str, text: str) -> tuple[str, list[Any]]:
         """A condition that the column has the text somewhere."""
         return f"CHARINDEX(?, {column}) > 0", [text]
