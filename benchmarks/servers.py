@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from .client import BadAnswer, wait_until_up
 
 PROJECT = Path(__file__).resolve().parent.parent
-HOW_TO_INSTALL_THE_PEER = "apt-get install orthanc orthanc-dicomweb (Debian, Ubuntu)"
+HOW_TO_INSTALL_THE_PEER = "apt-get install orthanc orthanc-dicomweb orthanc-gdcm (Debian, Ubuntu)"
 _PLUGIN = "libOrthancDicomWeb.so"
 _CODECS = "libOrthancGdcm.so"  # JPEG 2000
 _PLUGIN_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc", "/usr/local/share/orthanc/plugins")
