@@ -99,7 +99,7 @@ class AzureContainer:
         with _failures(name), open(path, "rb") as file:
             self._container.upload_blob(
                 name,
-                file,
+                file if size > BLOCK else file.read(),
                 length=size,
                 overwrite=True,  # names are unique: what is there is an earlier attempt of this upload
                 validate_content=True,  # an MD5 for each block

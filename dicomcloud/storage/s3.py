@@ -85,7 +85,7 @@ class S3Bucket:
             obstore.put(
                 self._store,
                 name,
-                path,
+                path if size > BLOCK else path.read_bytes(),
                 attributes={"Content-Type": CONTENT_TYPE},
                 use_multipart=size > BLOCK,
                 chunk_size=BLOCK,
