@@ -9,6 +9,7 @@ import select
 import shutil
 import signal
 import socket
+import ssl
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -85,6 +86,22 @@ def gunicorn_options(settings: Settings) -> dict[str, Any]:
         worker.silence = settings.request_timeout or None
         _settle(worker.wsgi)
 
+    def limit_silence(worker: Any, request: Any) -> None:
+        request.unreader.sock.settimeout(worker.silence)
+
+    def tls(_settings: Any, make: Callable[[], Any]) -> Any:
+        context = make()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+    # Our own worker hands files to the kernel, which knows no TLS.
+    with_tls = {
+        "worker_class": "gthread",
+        "certfile": settings.tls_certificate,
+        "keyfile": settings.tls_key or settings.tls_certificate,
+        "ssl_context": tls,
+        "pre_request": limit_silence,
+    }
     share_metrics()
     return {
         "bind": settings.bind,
@@ -95,13 +112,15 @@ def gunicorn_options(settings: Settings) -> dict[str, Any]:
         "graceful_timeout": settings.shutdown_grace,
         "keepalive": 75,
         "limit_request_line": _LONGEST_REQUEST_LINE,
-        "limit_request_field_size": 2 * _LONGEST_REQUEST_LINE,  # bearer tokens
+        "limit_request_fields": settings.max_headers,
+        "limit_request_field_size": settings.max_header_bytes,
         "forwarded_allow_ips": "",  # the web layer judges X-Forwarded-* by `trusted_proxies`
         "control_socket_disable": True,
         "loglevel": settings.log_level if settings.log_level != "info" else "warning",
         "post_worker_init": begin,
         "child_exit": lambda _arbiter, worker: _forget_metrics_of(worker.pid),
         "on_exit": lambda _arbiter: _remove_metrics(),
+        **(with_tls if settings.tls_certificate else {}),
     }
 
 
@@ -126,6 +145,8 @@ def _run_gunicorn(listener: socket.socket, settings: Settings, create_app: Calla
 def _run_waitress(listener: socket.socket, settings: Settings, create_app: Callable[[Settings], WsgiApp]) -> None:
     import waitress
 
+    if settings.tls_certificate:
+        raise CannotListen("waitress speaks no TLS: remove tls_certificate, and let IIS or another proxy do it")
     app = create_app(settings)
     _settle(app)
     channels: dict[int, Any] = {}
@@ -136,6 +157,7 @@ def _run_waitress(listener: socket.socket, settings: Settings, create_app: Calla
         threads=settings.threads,
         channel_timeout=settings.request_timeout or 365 * 24 * 3600,
         max_request_body_size=settings.max_request_bytes,
+        max_request_header_size=10 * settings.max_header_bytes,
         recv_bytes=1 << 16,
         asyncore_use_poll=hasattr(select, "poll"),
         connection_limit=400,  # select() on Windows takes 512

@@ -613,6 +613,48 @@ class Settings:
         "Web sites whose pages may call this server from a browser, such as a viewer on another host; `*` is every "
         "site. Empty: none.",
     )
+    cors_headers: tuple[str, ...] = _option(
+        (),
+        WORDS,
+        "Request headers that these pages may send. Empty: all that they ask for, `Authorization` among them.",
+    )
+    cors_methods: tuple[str, ...] = _option(
+        ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"), WORDS, "Methods that these pages may use."
+    )
+    cors_credentials: bool = _option(
+        False,
+        FLAG,
+        "Let these pages send cookies, for a proxy in front that keeps its logins in one; `cors_origins` must name "
+        "the sites then.",
+    )
+    frame_ancestors: tuple[str, ...] = _option(
+        (),
+        ORIGINS,
+        "Web sites that may show the pages of this server inside their own, such as an EMR. Empty: none.",
+    )
+    max_url_bytes: int = _option(
+        8000, _integer(256, 8000), "Longest path and query of a request; a longer one is answered with 414."
+    )
+    max_headers: int = _option(100, _integer(10, 1000), "Most headers of a request.")
+    max_header_bytes: int = _option(
+        16 << 10, SIZE, "Longest header of a request; with waitress, of all headers together ten times as much."
+    )
+    heavy_requests: int = _option(
+        0,
+        _integer(0, 256),
+        "How many requests that draw, convert or store a server process works on at a time; further ones wait 15 s and "
+        "are then answered with 503. 0: one less than `threads`, so that searches and health checks get through.",
+    )
+    codec_timeout: int = _option(
+        600, _integer(1), "Seconds after which the decoding or encoding of an image is given up."
+    )
+    tls_certificate: str = _option(
+        "",
+        FILE,
+        "Certificate (PEM, with its chain) with which the server itself speaks HTTPS (gunicorn only). Empty: HTTP; a "
+        "proxy in front does TLS.",
+    )
+    tls_key: str = _option("", FILE, "The key of that certificate (PEM), where it is not in the same file.")
     request_timeout: int = _option(
         300,
         _integer(0),
@@ -783,6 +825,10 @@ class Settings:
         if self.server == "auto":
             return "waitress" if os.name == "nt" else "gunicorn"
         return self.server
+
+    @property
+    def resolved_heavy_requests(self) -> int:
+        return self.heavy_requests or max(self.threads - 1, 1)
 
     @property
     def resolved_workers(self) -> int:

@@ -246,7 +246,7 @@ def serving(
             line = process.stdout.readline()
             assert line, (tmp_path / "log").read_text()
             banner += line
-        found = re.search(r"Swagger UI +(http://\S+)/swagger\n", banner)
+        found = re.search(r"Swagger UI +(https?://\S+)/swagger\n", banner)
         assert found, banner
         assert str(tmp_path / "data") in banner
         yield found[1], process

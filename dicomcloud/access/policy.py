@@ -57,6 +57,11 @@ def open_authentication(
     role_names = dict(_role_name(text) for text in settings.role_names)
     for role in role_names.values():
         _check_role("role_names", role)
+    if settings.cors_credentials and "*" in settings.cors_origins:
+        raise SettingsError("Setting cors_credentials: cors_origins must name the sites, not `*`")
+    here_only = is_loopback(settings.bind) or settings.bind.startswith("unix:")
+    if not here_only and not settings.tls_certificate and not settings.trusted_proxies:
+        log.warning("%s speaks HTTP without TLS: passwords and images can be read on the way", settings.bind)
     if settings.oidc_issuer and not settings.oidc_audience:
         raise SettingsError("Setting oidc_audience is needed with oidc_issuer: tokens for others must not let in")
     if settings.proxy_user_header and not settings.trusted_proxies:

@@ -110,6 +110,7 @@ class Archive:
         *,
         cache: DiskCache | None = None,
         codec_workers: int = 1,
+        codec_timeout: float = 600,
         duplicates: DuplicatePolicy = "reject",
         max_inflated_bytes: int = 1 << 30,
         max_image_pixels: int = MAX_PIXELS,
@@ -130,7 +131,7 @@ class Archive:
         self.accounts = Accounts(database)
         self.audit = AuditTrail(AuditTable(database), enabled=audit != "none", changes_only=audit == "changes")
         self.cache = cache or DiskCache(Path(gettempdir()) / "dicomcloud", 0)
-        self._codecs = CodecPool(codec_workers)
+        self._codecs = CodecPool(codec_workers, time_limit=codec_timeout)
         self.duplicates = duplicates
         self.max_inflated_bytes = max_inflated_bytes
         self.max_image_pixels = max_image_pixels
@@ -632,6 +633,7 @@ def open_archive(
     cache_folder: Path | None = None,
     cache_bytes: int = 0,
     codec_workers: int = 1,
+    codec_timeout: float = 600,
     duplicates: DuplicatePolicy = "reject",
     max_inflated_bytes: int = 1 << 30,
     max_image_pixels: int = MAX_PIXELS,
@@ -664,6 +666,7 @@ def open_archive(
         storage,
         cache=cache,
         codec_workers=codec_workers,
+        codec_timeout=codec_timeout,
         duplicates=duplicates,
         max_inflated_bytes=max_inflated_bytes,
         max_image_pixels=max_image_pixels,

@@ -23,6 +23,8 @@ def serve(program: Program) -> None:
         listener = server.listen(settings.bind)
         archive.audit.write("start", detail=__version__)
     here = server.url_of(listener)
+    if settings.tls_certificate:
+        here = here.replace("http:", "https:", 1)
     click.echo(f"DICOMcloud {__version__}")
     click.echo(f"  Study browser   {settings.public_url or here}/")
     click.echo(f"  DICOMweb root   {settings.public_url or here}{settings.root}")

@@ -35,6 +35,8 @@ from . import (
 )
 from .auth import Need, guard
 from .capabilities import add_capabilities
+from .headers import add_headers
+from .limits import add_limits
 from .openapi import add_pages
 from .responses import fault
 from .service import Service
@@ -90,12 +92,11 @@ def register(app: Flask, service: Service) -> None:
     for error in (CannotRender, CannotDraw):
         app.register_error_handler(error, lambda reason: fault(NotAcceptable(str(reason))))
     app.register_error_handler(HTTPException, fault)  # in place of the one of flask-smorest
-    app.after_request(_common_headers)
-    if service.cors_origins:
-        _allow_cross_origin(app, service.cors_origins)
+    add_headers(app, service)
     if service.retrieved is not None:
         _tell_retrievals(app, service.retrieved)
     guard(app, declared)
+    add_limits(app, service)
     app.wsgi_app = _TidyPaths(app.wsgi_app)  # type: ignore[method-assign]
 
 
@@ -118,11 +119,6 @@ class _TidyPaths:
         return self._application(environ, start_response)
 
 
-def _common_headers(response: Response) -> Response:
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    return response
-
-
 def _tell_retrievals(app: Flask, retrieved: Callable[[str, dict[str, Any]], None]) -> None:
     """An event of every answer that held data of a study; its body may still be on the way."""
     services = (retrieve.blueprint.name, wado_uri.blueprint.name)
@@ -136,30 +132,4 @@ def _tell_retrievals(app: Flask, retrieved: Callable[[str, dict[str, Any]], None
             study = uids.get("study") or uids.get("studyUID") or ""
             known = {name: uids[parameter] for parameter, name in parameters.items() if parameter in uids}
             retrieved(study, {"resource": endpoint.rpartition(".")[2], "status": response.status_code, **known})
-        return response
-
-
-def _allow_cross_origin(app: Flask, origins: tuple[str, ...]) -> None:
-    """CORS for viewers on other origins: preflight, and the headers that they may read."""
-
-    @app.before_request
-    def preflight() -> Response | None:
-        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
-            return Response(status=204)
-        return None
-
-    @app.after_request
-    def allow(response: Response) -> Response:
-        origin = request.headers.get("Origin")
-        if origin is None or not ("*" in origins or origin in origins):
-            return response
-        headers = response.headers
-        headers["Access-Control-Allow-Origin"] = "*" if "*" in origins else origin
-        headers["Access-Control-Expose-Headers"] = "Link, X-Total-Count, Warning, X-Dicom-Instance, ETag, Content-Range"
-        headers.add("Vary", "Origin")
-        if request.method == "OPTIONS":
-            headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST, DELETE, OPTIONS"
-            asked = request.headers.get("Access-Control-Request-Headers", "")
-            headers["Access-Control-Allow-Headers"] = asked or "Authorization, Content-Type, Accept"
-            headers["Access-Control-Max-Age"] = "600"
         return response

@@ -10,6 +10,7 @@ import orjson
 from flask import Blueprint, Flask, Response, abort, send_file
 from flask_smorest import Api
 
+from .headers import page_policy
 from .service import server_url
 
 pages = Blueprint("pages", __name__)
@@ -115,7 +116,9 @@ def _operation_id(summary: str) -> str:
 
 @pages.route("/swagger")
 def swagger_page() -> Response:
-    return Response(_SWAGGER_PAGE, mimetype="text/html")
+    response = Response(_SWAGGER_PAGE, mimetype="text/html")
+    response.headers["Content-Security-Policy"] = _SWAGGER_POLICY
+    return response
 
 
 @pages.route("/swagger/assets/<name>")
@@ -127,20 +130,7 @@ def swagger_asset(name: str) -> Response:
     return send_file(str(asset), mimetype=media_type, max_age=86400)
 
 
-# All addresses are relative, so that the page works under any prefix of a reverse proxy.
-_SWAGGER_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>DICOMcloud: try the DICOMweb services</title>
-<link rel="stylesheet" href="swagger/assets/swagger-ui.css">
-<link rel="icon" type="image/png" href="swagger/assets/favicon-32x32.png">
-</head>
-<body>
-<div id="swagger-ui"></div>
-<script src="swagger/assets/swagger-ui-bundle.js"></script>
-<script>
+_SWAGGER_SCRIPT = """
 // Whoever is logged in with this browser shows with what changes something that it comes from this page.
 const session = fetch("session").then(answer => answer.ok ? answer.json() : {}).catch(() => ({}));
 window.ui = SwaggerUIBundle({
@@ -154,7 +144,22 @@ window.ui = SwaggerUIBundle({
     return request;
   }
 });
-</script>
+"""
+_SWAGGER_POLICY = page_policy(_SWAGGER_SCRIPT)
+# All addresses are relative, so that the page works under any prefix of a reverse proxy.
+_SWAGGER_PAGE = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>DICOMcloud: try the DICOMweb services</title>
+<link rel="stylesheet" href="swagger/assets/swagger-ui.css">
+<link rel="icon" type="image/png" href="swagger/assets/favicon-32x32.png">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="swagger/assets/swagger-ui-bundle.js"></script>
+<script>{_SWAGGER_SCRIPT}</script>
 </body>
 </html>
 """

@@ -32,6 +32,12 @@ class Service:
     max_metadata_bytes: int = 256 << 20
     stow_query_attributes: bool = False
     cors_origins: tuple[str, ...] = ()
+    cors_headers: tuple[str, ...] = ()  # none: those that are asked for
+    cors_methods: tuple[str, ...] = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
+    cors_credentials: bool = False
+    frame_ancestors: tuple[str, ...] = ()
+    max_url_bytes: int = 8000
+    heavy_requests: int = 0  # 0: no limit of their own
     strict_accept: bool = False
     accel_redirect: str = ""
     presigned_redirects: str = "off"  # or "programs", "all"
