@@ -76,6 +76,7 @@ EXPECTED: list[tuple[str, str, Permission]] = [
     ("GET", r"/wado|/wadouri|/api/wadouri|/ohif/.*", Permission.READ),
     ("POST", r"/(dicomweb|api|stowrs)/studies(/<study>)?|/stowrs", Permission.STORE),
     ("DELETE", r"/(dicomweb|api|delowrs)/studies/<study>.*", Permission.DELETE),
+    ("GET", r"/(dicomweb|api)/changes", Permission.READ),
     ("GET", r"/metrics", Permission.MONITOR),
     ("GET", r"/shares", Permission.SHARE),
     ("POST", r"/shares", Permission.SHARE),
