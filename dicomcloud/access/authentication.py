@@ -311,6 +311,7 @@ class Authentication:
         return row
 
 
+@lru_cache(maxsize=1024)
 def _caller_of(user: User, method: str) -> Caller:
     return Caller(user.name, tuple(user.roles.split()), method, _studies(user.studies))
 

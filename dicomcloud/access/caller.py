@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -42,6 +43,11 @@ ROLES: Final[Mapping[str, frozenset[Permission]]] = MappingProxyType(
 
 def permissions_of(roles: Iterable[str]) -> frozenset[Permission]:
     """All that the roles let do. Names that are no role give nothing."""
+    return _permissions_of(tuple(roles))
+
+
+@lru_cache(maxsize=1024)
+def _permissions_of(roles: tuple[str, ...]) -> frozenset[Permission]:
     return frozenset((Permission.PUBLIC,)).union(*(ROLES.get(role, frozenset()) for role in roles))
 
 

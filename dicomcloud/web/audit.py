@@ -10,7 +10,7 @@ import logging
 import re
 import secrets
 from time import perf_counter
-from typing import Final
+from typing import Any, Final
 
 from flask import Flask, Response, g, request
 
@@ -38,43 +38,59 @@ _LONGEST_QUERY: Final = 2000  # characters
 def record(app: Flask, trail: AuditTrail, *, log_requests: bool = False) -> None:
     """Note every request, and log it. To be called before anything else that looks at requests."""
 
+    # `request` and `g` look for their object at each use, which is dear: here they are taken once.
     @app.before_request
     def begin() -> None:
-        actor = g.actor = Actor("anonymous", "", client_address(), _request_id())
+        own = g._get_current_object()
+        own.actor = actor = Actor("anonymous", "", client_address(), _request_id())
         set_actor(actor)
         if log_requests:
-            g.began = perf_counter()
+            own.began = perf_counter()
 
     @app.after_request
     def finish(response: Response) -> Response:
-        actor: Actor | None = g.get("actor")
+        own = g._get_current_object()
+        actor: Actor | None = own.get("actor")
         if actor is None:  # it failed before it began
             return response
         response.headers[REQUEST_ID] = actor.request_id
-        _note(trail, actor, response.status_code)
+        _note(trail, own, actor, response.status_code)
         if log_requests:
-            _log(actor, response.status_code, perf_counter() - g.began)
+            _log(actor, response.status_code, perf_counter() - own.began)
         return response
 
 
-def _note(trail: AuditTrail, actor: Actor, status: int) -> None:
-    need, caller = g.get("need"), g.get("caller")
-    if need is None or request.method == "OPTIONS":
+def _note(trail: AuditTrail, own: Any, actor: Actor, status: int) -> None:
+    need, caller = own.get("need"), own.get("caller")
+    asked = request._get_current_object()  # type: ignore[attr-defined]
+    if need is None or asked.method == "OPTIONS":
         return
     if caller is not None and caller.name:
         actor.caller, actor.method = caller.name, caller.method
-    view = (request.endpoint or "").rpartition(".")[2]
-    if g.get("refused") or status == 401 or (status in _REFUSALS and caller is None):
+    view = (asked.endpoint or "").rpartition(".")[2]
+    study, series, instance = _uids(asked)
+    if own.get("refused") or status == 401 or (status in _REFUSALS and caller is None):
         if not actor.recorded:
-            trail.note("refuse", status, study=_uid("study"), detail=f"{request.method} {view}")
+            trail.note("refuse", status, study=study, detail=f"{asked.method} {view}")
         return
     action = need.action or _ACTIONS.get(need.permission)
     if action is None or (actor.recorded and status in (200, 204)):
         return
     detail = view
-    if action == "search" and (query := request.query_string):
-        detail = f"{view}?{query[:_LONGEST_QUERY].decode('utf-8', 'replace')}"
-    trail.note(action, status, study=_uid("study"), series=_uid("series"), instance=_uid("instance"), detail=detail)
+    if action == "search" and (query := asked.environ.get("QUERY_STRING", "")):
+        detail = f"{view}?{query[:_LONGEST_QUERY]}"
+    trail.note(action, status, study=study, series=series, instance=instance, detail=detail)
+
+
+def _uids(asked: Any) -> tuple[str, str, str]:
+    """The study, series and instance that the path names, or the parameters of WADO-URI."""
+    path, endpoint = asked.view_args, asked.endpoint or ""
+    if path:
+        return str(path.get("study", ""))[:64], str(path.get("series", ""))[:64], str(path.get("instance", ""))[:64]
+    if endpoint.startswith("WADO-URI"):
+        study, series, instance = (asked.args.get(name, "")[:64] for name in ("studyUID", "seriesUID", "objectUID"))
+        return study, series, instance
+    return "", "", ""
 
 
 def _log(actor: Actor, status: int, seconds: float) -> None:
@@ -91,18 +107,8 @@ def _log(actor: Actor, status: int, seconds: float) -> None:
     log.info(text, fields, extra={"fields": fields})
 
 
-_PARAMETERS: Final = {"study": "studyUID", "series": "seriesUID", "instance": "objectUID"}  # of WADO-URI
-
-
-def _uid(name: str) -> str:
-    path = request.view_args
-    if path:
-        return str(path.get(name, ""))[:64]
-    return request.args.get(_PARAMETERS[name], "")[:64]
-
-
 def _request_id() -> str:
-    given = request.headers.get(REQUEST_ID, "")
+    given: str = request.environ.get("HTTP_X_REQUEST_ID", "")
     if given and comes_from_proxy() and re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", given):
         return given
     return secrets.token_hex(8)

@@ -95,30 +95,31 @@ def guard(app: Flask, declared: Mapping[str, Need]) -> None:
 
     @app.before_request
     def admit() -> Response | None:
-        endpoint = request.endpoint
+        asked, own = request._get_current_object(), g._get_current_object()  # type: ignore[attr-defined]
+        endpoint = asked.endpoint
         if endpoint is None:  # no such route: a 404 tells nothing
             return None
         need = known.get(endpoint)
         if need is None:
             need = known[endpoint] = need_of(app, endpoint, declared)
-        g.need = need
+        own.need = need
         _check_site()
         if need.public:
             return None
         try:
-            caller = g.caller = _caller()
+            caller = own.caller = _caller()
         except Unauthorized:
             if _is_navigation():
                 here = request.full_path.rstrip("?")
                 return cast(Response, redirect(f"{server_url()}/login?next={quote(here, safe='')}", 303))
             raise
-        if request.method == "OPTIONS":
+        if asked.method == "OPTIONS":
             return None
         _check_origin(caller)
         if not caller.may(need.permission) and not _only_deidentified(caller, need):
             raise _refused(f"This needs the permission to {need.permission}, which {_named(caller)} lacks")
         if caller.studies is not None and not need.narrows:
-            study = (request.view_args or {}).get("study")
+            study = (asked.view_args or {}).get("study")
             if study is None:
                 raise _refused(f"{_named(caller)} sees some studies only, and this is about all")
             check_visible(study)
@@ -138,10 +139,12 @@ def _caller() -> Caller:
     authentication = current_service().authentication
     if authentication is None:
         return ANYBODY
-    headers = cast(Mapping[str, str], request.headers)  # names in any case
-    caller = authentication.caller(
-        Shown(headers, request.cookies.get(COOKIE, ""), client_address(), comes_from_proxy())
-    )
+    asked = request._get_current_object()  # type: ignore[attr-defined]
+    headers = cast(Mapping[str, str], asked.headers)  # names in any case
+    cookie = asked.cookies.get(COOKIE, "") if "HTTP_COOKIE" in asked.environ else ""
+    actor = g.get("actor")
+    address = actor.address if actor is not None else client_address()
+    caller = authentication.caller(Shown(headers, cookie, address, comes_from_proxy()))
     if caller is None:
         raise Unauthorized("Say who you are: log in, or send an Authorization header")
     return caller
@@ -168,8 +171,8 @@ def _check_site() -> None:
     A page of another site cannot read answers, but it could send what changes something. And while nobody is asked, a
     page could make its own host name mean this computer (DNS rebinding): then only an address, or localhost, will do.
     """
-    service = current_service()
-    if request.method not in _SAFE and request.headers.get("Sec-Fetch-Site", "none") in ("cross-site", "same-site"):
+    service, asked = current_service(), request._get_current_object()  # type: ignore[attr-defined]
+    if asked.method not in _SAFE and request.headers.get("Sec-Fetch-Site", "none") in ("cross-site", "same-site"):
         origin = request.headers.get("Origin", "")
         if origin not in service.cors_origins and "*" not in service.cors_origins:
             g.refused = True
