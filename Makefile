@@ -1,7 +1,7 @@
 # Works with GNU make on Linux and macOS. On Windows, README.md gives the three plain commands instead.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench clean tools python
+.PHONY: help run test check audit bench clean tools python
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
 
@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin/python
 PYTEST_ARGS ?= -q -n 2
 BENCH_ARGS ?=
+PIP_AUDIT := 2.10.1
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,12 +21,17 @@ run: python  ## Set up what is missing and serve on http://127.0.0.1:8000
 test: tools  ## Set up what is missing and run all tests (PYTEST_ARGS overrides "-q -n 2")
 	@$(BIN) -m pytest $(PYTEST_ARGS)
 
-check: tools  ## Lint, formatting, types, import order, documentation against code
+check: tools  ## Lint, formatting, types, import order, licences, documentation against code
 	@$(BIN) -m ruff check .
 	@$(BIN) -m ruff format --check .
 	@$(BIN) -m mypy
 	@$(BIN) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+	@$(BIN) -m tools.licences
 	@$(BIN) -m pytest -q tests/test_docs.py
+
+audit: tools  ## Ask for known vulnerabilities of the pinned dependencies (pip-audit, in an environment of its own)
+	@[ -x build/audit/bin/pip-audit ] || { $(BIN) -m venv build/audit && build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==$(PIP_AUDIT); }
+	@build/audit/bin/pip-audit --disable-pip --no-deps $(patsubst %,-r %,$(wildcard requirements*.txt))
 
 bench: tools  ## Measure this server, next to a peer where one is installed (BENCH_ARGS="--help")
 	@$(BIN) -m benchmarks $(BENCH_ARGS)
