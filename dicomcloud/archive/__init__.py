@@ -55,6 +55,7 @@ from ..quarantine import Quarantine
 from ..storage import FileMissing, LocalSpace, Storage, open_storage
 from ..storage.cache import DiskCache
 from .backup import Backup, Generation, Step
+from .correction import Correction
 from .store import DuplicatePolicy, Rules, StoreBatch, StoreItem, StoreReport
 from .upkeep import Finding, ReindexStep, Upkeep
 
@@ -142,6 +143,7 @@ class Archive:
         self._min_free_bytes = min_free_bytes
         self._database = database
         self._storage = storage
+        self.correction = Correction(self.index, storage, self.cache, self._begin_correction)
         self.upkeep = Upkeep(self.index, storage, self.cache, max_inflated_bytes=max_inflated_bytes)
 
     def close(self) -> None:
@@ -251,6 +253,19 @@ class Archive:
             quarantine=self.quarantine if quarantine else None,
             visible=visible,
             audit=self.audit,
+        )
+
+    def _begin_correction(self, changes: Mapping[str, Any]) -> StoreBatch:
+        return StoreBatch(
+            self.index,
+            self._storage,
+            duplicates="replace",
+            max_inflated_bytes=self.max_inflated_bytes,
+            deidentify=None,
+            study_uid=None,
+            changes=changes,
+            quarantine=None,
+            correcting=True,
         )
 
     # Retrieve

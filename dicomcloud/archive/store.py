@@ -112,7 +112,8 @@ def _mapped(incoming: Incoming) -> Iterator[bytes | mmap]:
 class StoreBatch:
     """Instances of one request: spooled and scanned one by one, stored together by `commit`.
 
-    A context manager; leaving it without a commit removes everything that was spooled.
+    A context manager; leaving it without a commit removes everything that was spooled. With `correcting`, its changes
+    correct what is stored, now.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class StoreBatch:
         quarantine: Quarantine | None,
         visible: Rules | None = None,
         audit: AuditTrail | None = None,
+        correcting: bool = False,
     ) -> None:
         self._index = index
         self._storage = storage
@@ -138,6 +140,7 @@ class StoreBatch:
         self._processors = processors
         self._study_uid = study_uid
         self._changes = changes
+        self._correcting = correcting
         self._quarantine = quarantine
         self._visible = visible
         self._audit = audit
@@ -284,7 +287,14 @@ class StoreBatch:
     ) -> tuple[Incoming, hashlib._Hash, dicom_header.Header, coercion.Coerced | None]:
         """The instance with the attributes that request and processors set, and the record of what they were."""
         with _mapped(incoming) as buffer:
-            changed = coercion.coerce(buffer, header, changes, moment=self._moment(header), system=_SYSTEM)
+            changed = coercion.coerce(
+                buffer,
+                header,
+                changes,
+                moment=self._moment(header),
+                system=_SYSTEM,
+                reason="CORRECT" if self._correcting else "COERCE",
+            )
             if changed is None:
                 return incoming, digest, header, None
             target, digest = self._copied(changed.chunks())
@@ -304,6 +314,8 @@ class StoreBatch:
         """The time of a change: now, or that of the same change in the stored instance, should it come again."""
         uids = [metadata.text(header.attributes, key) for key in ("0020000D", "0020000E", "00080018")]
         with suppress(StopIteration):
+            if self._correcting:
+                raise StopIteration
             stored = next(self._index.documents(*uids))
             if moment := coercion.moment_of_last(orjson.loads(stored), _SYSTEM):
                 return moment
@@ -354,6 +366,16 @@ class StoreBatch:
         complete, digest = self._copied(chain([header.prefix], data_set))
         incoming.discard()
         return complete, digest, header.behind_prefix()
+
+    @property
+    def failures(self) -> list[StoreItem]:
+        """What cannot be stored, before anything is."""
+        return [item for item in self._items if isinstance(item, StoreItem)]
+
+    @property
+    def changed(self) -> int:
+        """How many instances got other attributes."""
+        return sum(isinstance(item, _Spooled) and item.original_attributes is not None for item in self._items)
 
     def commit(self) -> StoreReport:
         """Store everything spooled: files synced, rows committed when it returns."""

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from mmap import mmap
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ..errors import FailureReason, InvalidInstance
 from .attributes import is_multi_valued, vr_of
@@ -89,13 +89,19 @@ class Coerced:
 
 
 def coerce(
-    buffer: bytes | mmap, header: Header, changes: Mapping[str, Any], *, moment: str, system: str
+    buffer: bytes | mmap,
+    header: Header,
+    changes: Mapping[str, Any],
+    *,
+    moment: str,
+    system: str,
+    reason: Literal["COERCE", "CORRECT"] = "COERCE",
 ) -> Coerced | None:
     """The proper PS3.10 file in `buffer` with these attributes; None where all of them are so already.
 
     `changes` maps keys of the DICOM JSON Model to attributes as in `read_change`, or to what `processing.processed`
-    gives for those that go; `moment` is a DT. `pieces` of the
-    result are views of `buffer`. Raises InvalidInstance where the data set cannot be changed.
+    gives for those that go; `moment` is a DT, `reason` the Reason for the Attribute Modification (0400,0565). `pieces`
+    of the result are views of `buffer`. Raises InvalidInstance where the data set cannot be changed.
     """
     different = {
         key: new
@@ -108,7 +114,7 @@ def coerce(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pydicom, about values that the sender's file has
-            return _coerced(buffer, header, different, moment, system)
+            return _coerced(buffer, header, different, (moment, system, reason))
     except Exception as error:  # what pydicom raises depends on what it finds
         raise InvalidInstance(
             FailureReason.PROCESSING_FAILURE,
@@ -133,7 +139,7 @@ def _text(header: Header, key: str) -> str | None:
     return values[0] if values else None
 
 
-def _coerced(buffer: bytes | mmap, header: Header, changes: Mapping[str, Any], moment: str, system: str) -> Coerced:
+def _coerced(buffer: bytes | mmap, header: Header, changes: Mapping[str, Any], why: tuple[str, str, str]) -> Coerced:
     start = header.dataset_offset
     data: bytes | mmap = buffer
     codec = _codec(header, changes)
@@ -155,7 +161,7 @@ def _coerced(buffer: bytes | mmap, header: Header, changes: Mapping[str, Any], m
     }
     record = int(ORIGINAL_ATTRIBUTES, 16)
     items = elements[record].items(data) if record in elements else b""
-    new[record] = form.sequence(record, items + form.item(_record(form, originals, moment, system)))
+    new[record] = form.sequence(record, items + form.item(_record(form, originals, *why)))
     pieces: list[bytes] = []
     for tag in sorted({*elements, *new}):
         pieces.append(new[tag] if tag in new else elements[tag].whole(data))
@@ -168,7 +174,7 @@ def _coerced(buffer: bytes | mmap, header: Header, changes: Mapping[str, Any], m
         tail = memoryview(b"")
     return Coerced(
         tuple(label(int(key, 16)) for key in changes),
-        _original_item(header, changes, moment, system),
+        _original_item(header, changes, *why),
         (buffer[: header.dataset_offset], data_set, tail),
     )
 
@@ -264,7 +270,7 @@ def _end_of(data: bytes | mmap, value: int, length: int, form: _Form, depth: int
             value = _end_of(data, value, size, form, depth + 1)
 
 
-def _record(form: _Form, originals: list[bytes], moment: str, system: str) -> bytes:
+def _record(form: _Form, originals: list[bytes], moment: str, system: str, reason: str) -> bytes:
     """The content of an item of the Original Attributes Sequence (PS3.3 Table C.12-1)."""
 
     def text(tag: int, vr: str, value: str) -> bytes:
@@ -276,7 +282,7 @@ def _record(form: _Form, originals: list[bytes], moment: str, system: str) -> by
         + text(0x04000562, "DT", moment)
         + text(0x04000563, "LO", system)
         + text(0x04000564, "LO", "")
-        + text(0x04000565, "CS", "COERCE")
+        + text(0x04000565, "CS", reason)
     )
 
 
@@ -343,7 +349,7 @@ def _data_set_offset(file: bytes) -> int:
     return 144 + int.from_bytes(file[140:144], "little")
 
 
-def _original_item(header: Header, changes: Mapping[str, Any], moment: str, system: str) -> dict[str, Any]:
+def _original_item(header: Header, changes: Mapping[str, Any], moment: str, system: str, reason: str) -> dict[str, Any]:
     """The item in the DICOM JSON Model, for the answer (PS3.18 Table I.1-1)."""
     modified = {
         key: header.attributes.get(key) or {"vr": attribute["vr"]} for key, attribute in sorted(changes.items())
@@ -353,5 +359,5 @@ def _original_item(header: Header, changes: Mapping[str, Any], moment: str, syst
         _MODIFICATION_TIME: {"vr": "DT", "Value": [moment]},
         _SYSTEM: {"vr": "LO", "Value": [system]},
         "04000564": {"vr": "LO"},
-        _REASON: {"vr": "CS", "Value": ["COERCE"]},
+        _REASON: {"vr": "CS", "Value": [reason]},
     }

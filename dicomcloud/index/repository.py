@@ -817,6 +817,19 @@ class Index:
                 return
             last = rows[-1][0]
 
+    def studies_of_patient(self, patient_id: str, issuer: str = "") -> list[str]:
+        """The UIDs of a patient's studies, oldest first. A patient is the same by issuer and ID (models.Patient)."""
+        identity = (
+            _fixed_length(normalise(0x00100020, "LO", patient_id)),
+            _fixed_length(normalise(0x00100021, "LO", issuer)),
+        )
+        rows = self._run(
+            "SELECT s.uid FROM study s JOIN patient p ON p.id = s.patient_key WHERE p.patient_id = ?"
+            " AND p.issuer_of_patient_id = ? AND p.only_study = '' ORDER BY s.study_datetime, s.id",
+            identity,
+        ).fetchall()
+        return [uid for (uid,) in rows]
+
     def newest_file(self) -> str | None:
         """The key of the file that was stored last, None in an empty archive."""
         row = self._run("SELECT file_key FROM instance WHERE id = (SELECT max(id) FROM instance)").fetchone()

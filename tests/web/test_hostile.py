@@ -206,7 +206,7 @@ def test_no_value_is_taken_for_sql(client: FlaskClient, text: str) -> None:
     ):
         answer = client.get(f"/dicomweb/studies?{name}={quote(text)}", buffered=True)
         assert answer.status_code in (200, 204, 400), (name, answer.status_code)
-        assert answer.status_code != 200 or answer.json == [] or "Warning" in answer.headers or text == "\\\\"
+        assert answer.status_code != 200 or answer.json == [] or "Warning" in answer.headers or text == "\\"
     assert client.get(f"/dicomweb/studies?{quote(text)}=x").status_code in (200, 400)
     assert len(client.get("/dicomweb/studies").json) == 1
 
