@@ -56,6 +56,7 @@ from ..storage import FileMissing, LocalSpace, Storage, open_storage
 from ..storage.cache import DiskCache
 from .backup import Backup, Generation, Step
 from .correction import Correction
+from .retention import Plan
 from .store import DuplicatePolicy, Rules, StoreBatch, StoreItem, StoreReport
 from .upkeep import Finding, ReindexStep, Upkeep
 
@@ -608,6 +609,18 @@ class Archive:
         self.upkeep.remove_files(keys)
         self.cache.forget(study)
         return len(keys)
+
+    # Retention
+
+    def forget(self, plan: Plan) -> Iterator[str]:
+        """Carry out a plan of retention rules; the UID of each study that is gone. Raises Unavailable."""
+        for doomed in plan.studies:
+            with suppress(NotFound, Gone):  # deleted meanwhile
+                self.delete(doomed.study.uid)
+                yield doomed.study.uid
+        if plan.superseded:
+            self.index.forget_superseded(plan.superseded)
+            self.upkeep.remove_files(plan.superseded)
 
     # Backups
 

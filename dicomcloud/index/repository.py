@@ -591,6 +591,27 @@ def _change(attributes: Mapping[str, Any], outcome: Outcome) -> Change:
     return Change(action, study, series, instance, _text(attributes, "00080016", 64))
 
 
+@dataclass(frozen=True, slots=True)
+class StudySummary:
+    """A study, for whoever decides whether it stays."""
+
+    uid: str
+    patient_id: str
+    issuer: str
+    studied_at: datetime | None  # day of the study; None where it is not told
+    modalities: tuple[str, ...]
+    instances: int
+    bytes: int
+    stored_at: datetime  # when an instance of it was stored last
+
+
+def _day(digits: str) -> datetime | None:
+    try:
+        return datetime.strptime(digits[:8], "%Y%m%d").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
 def _instance_row(row: Sequence[Any]) -> InstanceRow:
     return InstanceRow._make((*row[:11], _datetime(row[11])))
 
@@ -829,6 +850,42 @@ class Index:
             identity,
         ).fetchall()
         return [uid for (uid,) in rows]
+
+    def study_summaries(self) -> list[StudySummary]:
+        """What there is to know of each study for deciding whether it stays."""
+        rows = self._run(
+            "SELECT s.uid, s.patient_id, s.issuer_of_patient_id, s.study_datetime, s.modalities, s.number_of_instances,"
+            " sum(i.size), max(i.stored_at) FROM study s JOIN series r ON r.study_key = s.id"
+            " JOIN instance i ON i.series_key = r.id GROUP BY s.id, s.uid, s.patient_id, s.issuer_of_patient_id,"
+            " s.study_datetime, s.modalities, s.number_of_instances ORDER BY s.id"
+        ).fetchall()
+        return [
+            StudySummary(
+                uid=row[0],
+                patient_id=row[1],
+                issuer=row[2],
+                studied_at=_day(row[3]),
+                modalities=tuple(filter(None, row[4].split("\\"))),
+                instances=row[5],
+                bytes=int(row[6]),
+                stored_at=_datetime(row[7]),
+            )
+            for row in rows
+        ]
+
+    def superseded_files(self, before: datetime) -> list[str]:
+        """The keys of the files of versions that were replaced before this moment."""
+        moment = int(before.timestamp() * 1e6)
+        rows = self._run("SELECT file_key FROM superseded WHERE superseded_at < ? ORDER BY file_key", (moment,))
+        return [key for (key,) in rows.fetchall()]
+
+    @unit_of_work
+    def forget_superseded(self, keys: Sequence[str]) -> None:
+        """Forget versions that were replaced; their files are in `files_to_remove` until `files_removed` is told."""
+        with self._database.write():
+            for key in keys:
+                self._run("DELETE FROM superseded WHERE file_key = ?", (key,))
+            _Writer(self._database).record_removed_files(keys)
 
     def newest_file(self) -> str | None:
         """The key of the file that was stored last, None in an empty archive."""
