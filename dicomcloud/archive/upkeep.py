@@ -65,6 +65,10 @@ class Upkeep:
                 self._cache.forget(key)
         self._index.files_removed(removed)
 
+    def unfinished(self) -> int:
+        """How many files a crash left to `recover`."""
+        return len(self._index.files_to_remove()) + len(self._storage.unconfirmed())
+
     def recover(self) -> None:
         """Finish what a crash interrupted: file instances whose row was not written, remove deleted files.
 

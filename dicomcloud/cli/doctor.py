@@ -17,6 +17,7 @@ import click
 
 from ..diagnosis import Diagnosis, State, fault
 from ..errors import DicomWebError
+from . import checks
 from .program import Program, commands
 
 Check = Callable[[Program], Iterator[Diagnosis]]
@@ -28,7 +29,15 @@ def check_index(program: Program) -> Iterator[Diagnosis]:
         yield from archive.diagnose()
 
 
-CHECKS: Final[Sequence[Check]] = (check_index,)
+CHECKS: Final[Sequence[Check]] = (
+    check_index,
+    checks.check_settings,
+    checks.check_storage,
+    checks.check_disk_space,
+    checks.check_clock,
+    checks.check_proxies,
+    checks.check_codecs,
+)
 
 _SIGNS: Final = {State.OK: "ok     ", State.WARNING: "WARNING", State.FAULT: "FAULT  "}
 
