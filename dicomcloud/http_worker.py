@@ -7,18 +7,23 @@ back to its main thread after every answer and takes it from there again, which 
   connection is waiting for a thread;
 - the head of an answer and the beginning of its body leave together;
 - parts of files (`FileSpan` of web/multipart.py) go from the file to the socket inside the kernel;
-- a client that is silent in the middle of a request's head is given up, as one in the middle of a body is.
+- a client that is silent in the middle of a request's head is given up, as one in the middle of a body is; so is one
+  that sends a byte now and then;
+- a process that has run out of file handles waits instead of ending.
 
 Everything else, such as parsing, limits, kept-alive connections and the stop with grace, is gunicorn's.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
+from collections.abc import Callable
 from datetime import datetime
 from threading import Lock
+from time import monotonic, sleep
 from typing import Any, Protocol
 
 from gunicorn import util
@@ -30,6 +35,10 @@ from .server import TAKES_FILE_SPANS
 _PATIENCE = 0.02  # seconds for which a thread waits for the next request of its connection
 _FIRST_BYTES = 5.0  # the same for a new connection, as gthread has it
 _PIECE = 1 << 16
+_HEAD_TIME = 30.0  # seconds in which the head of a request has to come in
+_LEAST_RATE = 1024  # bytes of a body a second, on average over this many seconds:
+_RATE_TIME = 60.0
+_NO_HANDLES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _MORE = getattr(socket, "MSG_MORE", 0)
 
 
@@ -52,6 +61,15 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]
         self._lock = Lock()
         self._waiting = 0  # connections that have work for a thread, and none yet
         self._working = 0  # threads that have a connection
+
+    def accept(self, listener: Any) -> None:
+        try:
+            super().accept(listener)
+        except OSError as error:
+            if error.errno not in _NO_HANDLES:
+                raise
+            self.log.error("no connection can be accepted: %s", error.strerror)
+            sleep(0.1)  # the client waits in the queue of the system; others end meanwhile
 
     def enqueue_req(self, conn: Any) -> None:
         with self._lock:
@@ -80,9 +98,13 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]
             conn.sock.settimeout(self.silence)
             conn.init()
             unreader = conn.parser.unreader
-            unreader.sock.settimeout(self.silence)
+            if not isinstance(unreader.chunk, _SteadyReader):
+                unreader.chunk = _SteadyReader(unreader.chunk)
             head = unreader.take_buffered()
+            until = monotonic() + _HEAD_TIME
             while b"\r\n\r\n" not in head and len(head) < _PIECE:  # a longer one is the parser's to judge
+                left = max(until - monotonic(), 0.001)
+                unreader.sock.settimeout(left if self.silence is None else min(self.silence, left))
                 piece = unreader.sock.recv(_PIECE)
                 head += piece
                 if not piece:
@@ -135,6 +157,26 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]
             util.close_graceful(conn.sock)
             raise StopIteration from None
         return not response.should_close()
+
+
+class _SteadyReader:
+    """Reads a body. Raises TimeoutError where bytes come, but so few that the thread would be held for hours."""
+
+    def __init__(self, read: Callable[[int | None], bytes]) -> None:
+        self._read_some = read
+        self._waited = 0.0
+        self._read = 0
+
+    def __call__(self, size_hint: int | None = None) -> bytes:
+        began = monotonic()
+        piece = self._read_some(size_hint)
+        self._waited += monotonic() - began
+        self._read += len(piece)
+        if self._waited >= _RATE_TIME:
+            if piece and self._read < _LEAST_RATE * self._waited:
+                raise TimeoutError("the client sends too slowly")
+            self._waited, self._read = 0.0, 0
+        return piece
 
 
 class _Response(wsgi.Response):  # type: ignore[misc, unused-ignore]

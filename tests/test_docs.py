@@ -19,7 +19,8 @@ from dicomcloud.settings import CONFIG_VARIABLE, OPTIONS, load, markdown_table
 from tests.test_cli import serving
 
 PROJECT = Path(__file__).resolve().parent.parent
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in (*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"))}
+PATHS = {str(path.relative_to(PROJECT)): path for path in (*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md"))}
+PAGES = {name.removeprefix("docs/"): path.read_text(encoding="utf-8") for name, path in PATHS.items()}
 README, SETTINGS, CHANGELOG = PAGES["README.md"], PAGES["settings.md"], PAGES["CHANGELOG.md"]
 TARGETS = set(re.findall(r"^([a-z]+):.*## ", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
@@ -53,7 +54,7 @@ def test_a_make_target_that_is_shown_exists(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_file_that_is_linked_exists(page: str) -> None:
-    folder = PROJECT if (PROJECT / page).exists() else PROJECT / "docs"
+    folder = (PROJECT / page if (PROJECT / page).exists() else PROJECT / "docs" / page).parent
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", PAGES[page])
     assert [link for link in links if not (folder / link).exists()] == []
 

@@ -73,24 +73,24 @@ def answers(port: int, request: bytes) -> list[int]:
 
 SMUGGLED = b"DELETE /dicomweb/studies/{study} HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /dicomweb/studies HTTP/1.1\r\nHost: x\r\nContent-Type: application/dicom\r\n"
-CHUNKED_END = b"0\r\n\r\n"
+END = b"0\r\n\r\n"
 FORGED = {
-    "both lengths": POST + b"Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKED_END + SMUGGLED,
+    "both lengths": POST + b"Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n\r\n" + END + SMUGGLED,
     "two different lengths": POST + b"Content-Length: 0\r\nContent-Length: {length}\r\n\r\n" + SMUGGLED,
     "a list of lengths": POST + b"Content-Length: 0, {length}\r\n\r\n" + SMUGGLED,
     "a signed length": POST + b"Content-Length: +0\r\n\r\n" + SMUGGLED,
-    "a coding in disguise": POST + b"Transfer-Encoding: xchunked\r\nContent-Length: 5\r\n\r\n" + CHUNKED_END + SMUGGLED,
+    "a coding in disguise": POST + b"Transfer-Encoding: xchunked\r\nContent-Length: 5\r\n\r\n" + END + SMUGGLED,
     "a coding after a space": POST
     + b"Transfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n"
-    + CHUNKED_END
+    + END
     + SMUGGLED,
-    "a coding after a tab": POST + b"Transfer-Encoding:\tchunked\r\nContent-Length: 5\r\n\r\n" + CHUNKED_END + SMUGGLED,
-    "two codings": POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n" + CHUNKED_END + SMUGGLED,
+    "a coding after a tab": POST + b"Transfer-Encoding:\tchunked\r\nContent-Length: 5\r\n\r\n" + END + SMUGGLED,
+    "two codings": POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n" + END + SMUGGLED,
     "a folded coding": POST
     + b"X: a\r\n Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n"
-    + CHUNKED_END
+    + END
     + SMUGGLED,
-    "a lone CR": POST + b"X: a\rTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n" + CHUNKED_END + SMUGGLED,
+    "a lone CR": POST + b"X: a\rTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n" + END + SMUGGLED,
     "a chunk with a lie": POST + b"Transfer-Encoding: chunked\r\n\r\n0;\nx\r\n\r\n" + SMUGGLED,
     "a huge chunk": POST + b"Transfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n" + SMUGGLED,
     "a length with a body for GET": b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n" + SMUGGLED,
