@@ -80,16 +80,10 @@ FORGED = {
     "a list of lengths": POST + b"Content-Length: 0, {length}\r\n\r\n" + SMUGGLED,
     "a signed length": POST + b"Content-Length: +0\r\n\r\n" + SMUGGLED,
     "a coding in disguise": POST + b"Transfer-Encoding: xchunked\r\nContent-Length: 5\r\n\r\n" + END + SMUGGLED,
-    "a coding after a space": POST
-    + b"Transfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n"
-    + END
-    + SMUGGLED,
+    "a coding after a space": POST + b"Transfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n" + END + SMUGGLED,
     "a coding after a tab": POST + b"Transfer-Encoding:\tchunked\r\nContent-Length: 5\r\n\r\n" + END + SMUGGLED,
     "two codings": POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n" + END + SMUGGLED,
-    "a folded coding": POST
-    + b"X: a\r\n Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n"
-    + END
-    + SMUGGLED,
+    "a folded coding": POST + b"X: a\r\n Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n" + END + SMUGGLED,
     "a lone CR": POST + b"X: a\rTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n" + END + SMUGGLED,
     "a chunk with a lie": POST + b"Transfer-Encoding: chunked\r\n\r\n0;\nx\r\n\r\n" + SMUGGLED,
     "a huge chunk": POST + b"Transfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n" + SMUGGLED,
