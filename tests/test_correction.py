@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,14 @@ def test_what_is_stored_meanwhile_is_corrected_too(
     monkeypatch.setattr(archive.index, "add", add_after_another)
     assert archive.correction.correct(dataset.StudyInstanceUID, {"PatientID": "4711"}).instances == 2
     assert fetch(client, late).PatientID == "4711"
+
+
+def test_a_correction_is_in_the_audit_trail_without_values(client: FlaskClient, run: Run) -> None:
+    dataset = make_dataset(PatientID="WRONG")
+    store(client, dataset)
+    run("correct", dataset.StudyInstanceUID, "--set", "PatientID=4711", "--apply")
+    lines = run("audit", "list", "--json", "--action", "correct").stdout.splitlines()
+    (event,) = (json.loads(line) for line in lines)
+    assert (event["study"], event["caller"].startswith("operator:")) == (dataset.StudyInstanceUID, True)
+    assert "PatientID" in lines[0]
+    assert "4711" not in lines[0]

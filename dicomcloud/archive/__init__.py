@@ -266,6 +266,7 @@ class Archive:
             study_uid=None,
             changes=changes,
             quarantine=None,
+            audit=self.audit,
             correcting=True,
         )
 

@@ -445,10 +445,11 @@ class StoreBatch:
                 for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
             )
             uids.setdefault(outcome, []).append((study, series, instance))
+        changed = {"changed": [keyword_of(int(key, 16)) for key in self._changes]} if self._correcting else {}
         self._audit.write_within(
-            "store",
+            "correct" if self._correcting else "store",
             [
-                (*entry, {} if outcome is Outcome.ADDED else {"outcome": outcome.value})
+                (*entry, changed if outcome is Outcome.ADDED else {"outcome": outcome.value, **changed})
                 for outcome, some in uids.items()
                 if outcome is not Outcome.REJECTED
                 for entry in by_study(some)
