@@ -192,6 +192,6 @@ def test_a_correction_is_in_the_audit_trail_without_values(client: FlaskClient, 
     run("correct", dataset.StudyInstanceUID, "--set", "PatientID=4711", "--apply")
     lines = run("audit", "list", "--json", "--action", "correct").stdout.splitlines()
     (event,) = (json.loads(line) for line in lines)
-    assert (event["study"], event["caller"].startswith("operator:")) == (dataset.StudyInstanceUID, True)
+    assert (event["study_uid"], event["caller"].startswith("operator:")) == (dataset.StudyInstanceUID, True)
     assert "PatientID" in lines[0]
     assert "4711" not in lines[0]

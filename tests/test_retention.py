@@ -73,10 +73,10 @@ def test_what_is_to_be_kept_stays_whatever_else_is_said(archive: Archive) -> Non
 
 def test_a_quota_takes_what_was_stored_longest_ago_and_no_more_than_it_must(archive: Archive) -> None:
     first, second, _ = (store(archive, StudyDate=date) for date in ("20200101", "20100101", "20150101"))
-    size = archive.index.counts()["bytes"] // 3
-    assert doomed(archive, f"[quota]\nbytes = {size * 3}") == []
-    assert doomed(archive, f"[quota]\nbytes = {size * 3 - 1}") == [first]
-    assert doomed(archive, f"[quota]\nbytes = {size + 10}") == [first, second]
+    sizes = [each.bytes for each in archive.index.study_summaries()]
+    assert doomed(archive, f"[quota]\nbytes = {sum(sizes)}") == []
+    assert doomed(archive, f"[quota]\nbytes = {sum(sizes) - 1}") == [first]
+    assert doomed(archive, f"[quota]\nbytes = {sizes[2]}") == [first, second]
 
 
 @pytest.mark.parametrize(
