@@ -263,6 +263,7 @@ class Archive:
             duplicates="replace",
             max_inflated_bytes=self.max_inflated_bytes,
             deidentify=None,
+            processors=(),
             study_uid=None,
             changes=changes,
             quarantine=None,
