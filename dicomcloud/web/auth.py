@@ -36,6 +36,10 @@ _CHALLENGES: Final = {
     "Bearer": 'Bearer realm="DICOMcloud"',
 }
 _SAFE: Final = frozenset(("GET", "HEAD", "OPTIONS"))
+_COPIES: Final = frozenset(
+    ("retrieve_study", "retrieve_series", "retrieve_instance")
+    + ("retrieve_study_metadata", "retrieve_series_metadata", "retrieve_instance_metadata")
+)
 _SMALL: Final = 64 << 10  # bytes of a form that is looked into for its CSRF token
 
 
@@ -75,6 +79,12 @@ def current_caller() -> Caller:
             caller = _NOBODY
         g.caller = caller
     return caller
+
+
+def sees_copies_only() -> bool:
+    """Whether the caller may see de-identified copies and nothing else."""
+    caller = current_caller()
+    return not caller.may(Permission.READ) and caller.may(Permission.DEIDENTIFIED)
 
 
 def current_csrf_token() -> str:
@@ -221,6 +231,9 @@ def _only_deidentified(caller: Caller, need: Need) -> bool:
     """Whether a caller who may see de-identified copies only asks for such a one (PS3.18 9.5.1.1.5)."""
     if need.permission is not Permission.READ or not caller.may(Permission.DEIDENTIFIED):
         return False
+    endpoint = request.endpoint or ""
+    if endpoint.startswith("WADO-RS") and endpoint.rpartition(".")[2] in _COPIES:
+        return True  # these views look at `sees_copies_only` themselves
     return (request.endpoint or "").startswith("WADO-URI") and request.args.getlist("anonymize") == ["yes"]
 
 

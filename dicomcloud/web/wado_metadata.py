@@ -15,6 +15,7 @@ from ..archive import Archive
 from ..dicom.attributes import json_key, tag_of
 from ..dicom.metadata import native_model_xml
 from ..errors import BadRequest
+from .auth import sees_copies_only
 from .gzip_segments import GzipStream, pack_segment, unpack_segment
 from .multipart import OutgoingPart
 from .negotiation import Choice, Offer
@@ -22,6 +23,7 @@ from .openapi import DATA_SETS, content, faults, query
 from .responses import DICOM_JSON, DICOM_XML, negotiated, not_modified, with_bulk_data_urls
 from .retrieve import blueprint, entity_tag, multipart, single_part, validated
 from .service import check_uids, current_service, service_url
+from .wado_deidentified import send_metadata_of_copies
 
 _JSON_PIECE = 128 << 10  # bytes of metadata sent at a time
 _IDENTIFYING = ("00080016", "00080018", "0020000D", "0020000E")  # left in whatever else is left out
@@ -61,6 +63,8 @@ def retrieve_series_metadata(study: str, series: str) -> Response:
 @blueprint.route("/studies/<study>/series/<series>/instances/<instance>/metadata")
 @blueprint.doc(summary="Retrieve Instance Metadata", parameters=_PARAMETERS, responses=_INSTANCE_METADATA)
 def retrieve_instance_metadata(study: str, series: str, instance: str) -> Response:
+    if sees_copies_only():
+        return send_metadata_of_copies(study, series, instance)
     check_uids(study=study, series=series, instance=instance)
     choice, kept = negotiated(_INSTANCE_OFFERS), _fields()
     row, text = current_service().archive.document(study, series, instance)
@@ -78,6 +82,8 @@ _INSTANCE_OFFERS = (*_OFFERS, Offer(DICOM_XML))
 
 
 def _retrieve_metadata(study: str, series: str | None = None) -> Response:
+    if sees_copies_only():
+        return send_metadata_of_copies(study, series)
     check_uids(study=study, series=series)
     choice, kept = negotiated(_OFFERS), _fields()
     archive, base = current_service().archive, service_url()

@@ -12,6 +12,7 @@ from flask import Response, request
 
 from ..archive import Archive, InstanceRow
 from ..dicom.pixel_data import TRANSFER_SYNTAXES, CannotTranscode, leaves_as_stored
+from .auth import sees_copies_only
 from .multipart import OutgoingPart
 from .negotiation import Choice, Offer
 from .openapi import content, faults, query
@@ -33,6 +34,7 @@ from .retrieve import (
 )
 from .service import check_uids, current_service, service_url
 from .wado_bulk import send_all_values
+from .wado_deidentified import send_copies
 from .wado_zip import ZIP, send_zip
 
 ENCODABLE: Final = tuple(
@@ -95,6 +97,8 @@ def retrieve_instance(study: str, series: str, instance: str) -> Response:
 
 
 def _retrieve_instances(study: str, series: str | None = None, instance: str | None = None) -> Response:
+    if sees_copies_only():
+        return send_copies(study, series, instance)
     check_uids(study=study, series=series, instance=instance)
     rows = current_service().archive.instances(study, series, instance)
     url = f"{service_url()}/studies/{study}"
