@@ -42,10 +42,12 @@ from ..dicom.processing import Processor
 from ..dicom.rendered_files import ImageFile, holds_up
 from ..dicom.stored_image import MAX_PIXELS
 from ..dicom.workers import CodecPool
-from ..errors import DicomWebError, Gone, NotFound, Unavailable
+from ..errors import Conflict, DicomWebError, Gone, NotFound, Unavailable
+from ..index import copying
 from ..index.accounts import NEVER, Accounts, Key, User
 from ..index.audit import AuditTable
 from ..index.audit import Entry as AuditEntry
+from ..index.copying import CopyStep
 from ..index.database import DamagedDatabase, Database, migrate, migration_script, open_database, pending
 from ..index.database import explain as explain_database_error
 from ..index.events import EventLog
@@ -75,6 +77,8 @@ __all__ = [
     "Processor",
     "ReindexStep",
     "SeriesVersion",
+    "CopyStep",
+    "copy_index",
     "StoreBatch",
     "StoreItem",
     "StoreReport",
@@ -717,6 +721,19 @@ def explain(error: Exception) -> DicomWebError | None:
     if isinstance(error, OSError) and not isinstance(error, ConnectionError):
         return Unavailable(f"The storage cannot be used at the moment: {error.strerror or type(error).__name__}")
     return explain_database_error(error)
+
+
+def copy_index(source_url: str, target_url: str) -> Iterator[CopyStep]:
+    """Copy an index from one database to another (`index.copying`). Raises ValueError for an unknown URL."""
+    source, target = open_database(source_url), open_database(target_url)
+    try:
+        if missing := pending(source, MIGRATIONS):
+            raise Conflict(f"The source lacks {', '.join(missing)}: run `migrate` on it first.")
+        migrate(target, MIGRATIONS)
+        yield from copying.copy_index(source, target)
+    finally:
+        source.close()
+        target.close()
 
 
 class _Pending(Generic[Result]):

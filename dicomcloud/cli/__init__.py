@@ -16,6 +16,7 @@ from ..settings import Settings, SettingsError
 from . import (
     audit,
     backup,
+    copy_index,
     copy_storage,
     correct,
     deidentify,
@@ -34,6 +35,7 @@ from . import (
 from .program import Program, commands, fail
 
 COMMANDS = (
+    copy_index,
     serve,
     import_files,
     export,

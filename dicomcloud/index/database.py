@@ -136,6 +136,12 @@ class Database(peewee.Database):
         """Execute an `INSERT INTO … VALUES …` of one row with a key `id`; the key the database has given it."""
         raise NotImplementedError
 
+    def insert_rows(
+        self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, keys: bool = False
+    ) -> None:
+        """Insert many rows; with `keys`, keys that the database otherwise gives itself are among the columns."""
+        raise NotImplementedError
+
     def page(self, limit: int, offset: int) -> tuple[str, list[Any]]:
         """The end of a SELECT with ORDER BY that returns `limit` rows (1 or more) from `offset` on."""
         raise NotImplementedError
@@ -345,6 +351,13 @@ class SQLite(peewee.SqliteDatabase, Database):
         except FileNotFoundError:
             return None
         return target
+
+    def insert_rows(
+        self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, keys: bool = False
+    ) -> None:
+        values = ", ".join("?" * len(columns))
+        statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})"
+        self._thread_connection().executemany(statement, rows)
 
     def script_of(self, work: Callable[[Database], object]) -> list[str]:
         seen: list[str] = []

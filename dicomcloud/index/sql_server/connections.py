@@ -75,7 +75,6 @@ def parse_url(url: str) -> Address:
         port = parts.port
     except ValueError:
         raise ValueError(f"the port of {shape} must be a number") from None
-    # `hostname` folds case, which names of instances do not mind
     host, _, instance = unquote(parts.hostname or "").partition("\\")
     database = unquote(parts.path[1:])
     if parts.scheme != "mssql" or not host or not database or "/" in database or parts.fragment:
@@ -317,7 +316,7 @@ class Pool:
             text = _number_and_text(error)[1]
             if "18456" in text or "Login failed" in text:
                 message = "The database server refuses the login."
-            elif "4060" in text or "Cannot open database" in text or "does not exist" in text:
+            elif "Cannot open database" in text or 'database "' in text:
                 message = f"The database {self._address.database!r} cannot be opened."
             else:
                 message = "The database server cannot be reached."
