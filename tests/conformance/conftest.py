@@ -159,10 +159,11 @@ def log_in(page: Any, server: Any, name: str) -> None:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Headless Chromium, as it is installed on this machine."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed on this machine")
+    expect.set_options(timeout=30_000)  # other tests run at the same time
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,

@@ -178,6 +178,42 @@ def test_a_measurement_is_saved_as_a_report(ohif: Any, new_page: NewPage) -> Non
     assert metadata["0040A730"]["Value"]
 
 
+def test_a_segmentation_is_saved(ohif: Any, new_page: NewPage) -> None:
+    ramp = np.add.outer(np.arange(64), np.arange(64)).astype("<u2") * 16
+    first = make_dataset()
+    for number in range(3):
+        dataset = make_dataset(Rows=64, Columns=64, PixelData=ramp.tobytes(), PatientID="SEG", WindowCenter=1000)
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = first.StudyInstanceUID, first.SeriesInstanceUID
+        dataset.WindowWidth, dataset.PixelSpacing, dataset.FrameOfReferenceUID = 2000, [1, 1], "1.2.3.5"
+        dataset.ImageOrientationPatient, dataset.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, number]
+        dataset.InstanceNumber, dataset.SliceThickness = number + 1, 1
+        store(ohif, make_file(dataset))
+    page = open_viewer(new_page, ohif)
+    page.goto(f"{ohif.url}/viewer/segmentation?StudyInstanceUIDs={first.StudyInstanceUID}")
+    canvas(page)
+    page.locator("[data-cy=addSegmentation]").click()
+    page.locator("[data-cy=Brush-btn]").click()
+    page.locator("[data-cy=brush-radius]").wait_for()
+    box = page.locator("canvas.cornerstone-canvas").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 60, y)
+    page.mouse.down()
+    page.mouse.move(x, y, steps=5)
+    page.mouse.move(x + 60, y + 30, steps=5)
+    page.mouse.up()
+    page.locator("[data-cy=segmentation-collapsed-more-btn-Labelmap]").click()
+    page.get_by_role("menuitem", name="Export").hover()
+    page.get_by_role("menuitem", name="DICOM SEG").click()
+    page.get_by_placeholder("Report name").fill("By the test")
+    with page.expect_response(lambda answer: answer.request.method == "POST") as answer:
+        page.get_by_role("button", name="Save").click()
+    assert answer.value.status == 200
+    path = f"{ohif.root}/studies/{first.StudyInstanceUID}"
+    (saved,) = requests.get(f"{path}/series", params={"Modality": "SEG"}, timeout=60).json()
+    (instance,) = requests.get(f"{path}/series/{saved['0020000E']['Value'][0]}/metadata", timeout=60).json()
+    assert instance["00080016"]["Value"][0].startswith("1.2.840.10008.5.1.4.1.1.66.")  # as bits or as a label map
+
+
 @pytest.mark.skipif(
     os.environ.get("OHIF_SAMPLES") != "all" or not sample_files(), reason="OHIF_SAMPLES=all asks for it"
 )
