@@ -25,7 +25,7 @@ _LISTED: Final = 2000  # ids that are listed in a statement
 # A condition that few rows fulfil finds them by its index; one that many fulfil is tried on the rows in their order,
 # where the page is soon full. Which it is, is asked first: counting stops at _FEW.
 _FEW: Final = 2000
-_FEW_WITH_WORD: Final = 8000  # trying a study's words costs more than trying its columns
+_FEW_WITH_WORD: Final = 2000  # the same, of the rows of words
 _WORDS: Final = 500  # words that a wildcard may stand for
 _COUNTED: Final = 10_000  # matches after the page that are counted
 _COUNTED_BY_TRYING: Final = 200  # the same where each row is tried

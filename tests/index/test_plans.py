@@ -1,0 +1,32 @@
+"""How SQLite goes about searches: by an index, never over a table. The same for few studies and for a million."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from benchmarks.bench_search import SEARCHES, _facts, _plans
+from benchmarks.make_index import fill
+from dicomcloud.index import Index, open_database
+
+
+def test_no_search_reads_a_whole_table(tmp_path: Path) -> None:
+    url = f"sqlite:///{(tmp_path / 'index.db').as_posix()}"
+    counts = fill(url, 120, quiet=True)
+    assert counts["studies"] == 120
+    assert counts["instances"] > counts["series"] > 120
+    index = Index(open_database(url))
+    facts = _facts(index)
+    scans = {
+        search.name: steps
+        for search in SEARCHES
+        if (
+            steps := [
+                step
+                for step in _plans(index, search, facts)
+                if re.fullmatch(r"SCAN [a-z]", step) and step[5] in "srimtdvq"
+            ]
+        )
+    }
+    assert scans == {}
+    index._database.close()
