@@ -170,3 +170,16 @@ def test_bulk_data_are_had_by_the_uri_of_the_metadata(call: Call, native: pydico
 def test_what_is_not_there_is_not_found(server: Any, node: Call) -> None:
     outcome = node(server.root, "retrieveStudyMetadata", studyInstanceUID="1.2.3")
     assert (outcome["status"], outcome["error"]) == (404, "Error: request failed")
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("retrieveInstanceRendered", {}),
+        ("retrieveInstanceRendered", {"mediaTypes": [{"mediaType": "image/jpeg"}]}),
+    ],
+)
+def test_pictures_come_rendered(call: Call, native: pydicom.Dataset, method: str, more: dict[str, Any]) -> None:
+    received = call(method, **more, **uids(native))
+    picture = received[0] if isinstance(received, list) else received
+    assert picture.startswith(b"\xff\xd8\xff")

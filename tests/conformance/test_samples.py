@@ -53,6 +53,7 @@ def test_a_sample_is_stored_found_fetched_and_deleted_or_refused_with_a_reason(s
         check_found(server.root, study, series, instance)
         check_fetched(resource, file)
         check_metadata(resource, file)
+        check_client(server.root, uids, file)
     finally:
         assert HTTP.delete(f"{server.root}/studies/{study}", timeout=60).status_code == 204
     assert HTTP.get(resource, timeout=60).status_code == 410
@@ -89,6 +90,35 @@ def check_fetched(resource: str, file: bytes) -> None:
             assert len(received[name].value) == len(sent[name].value)
         if not sent.is_implicit_VR or not sent.is_little_endian:
             assert [str(e.tag) for e in received] == [str(e.tag) for e in sent if e.tag.element]
+
+
+def check_client(root: str, uids: tuple[str, str, str], file: bytes) -> None:
+    """dicomweb-client gets the instance, its series, its study, its metadata and its first frame."""
+    client, sent = DICOMwebClient(root), pydicom.dcmread(BytesIO(file), force=True)
+    as_stored = (("application/dicom", "*"),)
+    instance = client.retrieve_instance(*uids, media_types=as_stored)
+    (of_series,) = client.retrieve_series(*uids[:2], media_types=as_stored)
+    (of_study,) = client.iter_study(uids[0], media_types=as_stored)
+    for received in (instance, of_series, of_study):
+        assert [str(element.tag) for element in received if element.tag.element] == [
+            str(element.tag) for element in sent if element.tag.element
+        ]
+    (metadata,) = client.retrieve_study_metadata(uids[0])
+    assert metadata["00080018"]["Value"] == [uids[2]]
+    stored = client.retrieve_instance(*uids, media_types=as_stored)
+    if "PixelData" in stored and stored.file_meta.TransferSyntaxUID == EXPLICIT:
+        length = frame_length(stored)
+        if length:
+            (frame,) = client.retrieve_instance_frames(*uids, frame_numbers=[1])
+            assert frame == stored.PixelData[:length]
+
+
+def frame_length(dataset: pydicom.Dataset) -> int:
+    """Bytes of a native frame; 0 where the attributes do not tell, or it does not end with a byte."""
+    bits = 1
+    for keyword in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated"):
+        bits *= dataset.get(keyword) or 0
+    return bits // 8 if bits % 8 == 0 and len(dataset.PixelData) >= bits // 8 else 0
 
 
 def fetch_octets(uri: str) -> bytes:
