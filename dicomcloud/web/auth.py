@@ -189,7 +189,10 @@ def _check_site() -> None:
             raise Forbidden("This was sent by a page of another site, which cors_origins does not list")
     if service.only_this_computer and not _is_ours(request.host, service.public_url):
         g.refused = True
-        raise Forbidden("Nobody is asked for a password here, so that only 127.0.0.1 and localhost are answered")
+        raise Forbidden(
+            "Nobody is asked for a password here, so that only 127.0.0.1 and localhost are answered. Where a proxy "
+            "asks, set public_url to the name under which it serves this archive"
+        )
 
 
 @lru_cache(maxsize=256)

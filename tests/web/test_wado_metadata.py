@@ -126,7 +126,7 @@ def before_series(body: bytes) -> str:
 
 
 def test_the_cached_text_is_that_of_the_url_under_which_the_client_asks(client: FlaskClient, study: str) -> None:
-    for host in ("pacs.example", "other.example", "pacs.example"):
+    for host in ("pacs", "other", "pacs"):
         data_sets = client.get(f"{study}/metadata", base_url=f"https://{host}").json
         assert all(ds["7FE00010"]["BulkDataURI"].startswith(f"https://{host}{study}/series/") for ds in data_sets)
 
