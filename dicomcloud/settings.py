@@ -361,7 +361,6 @@ QUEUE_URL = Kind(
 )
 PUBLIC_URL = Kind("URL", "an http or https URL such as https://pacs.example, or nothing", _parse_public_url)
 ROOT = Kind("path", "a path such as /dicomweb, not one that the server uses for something else", _parse_root)
-FLAG = Kind("`true` or `false`", "true or false", _parse_flag, lambda value: str(value).lower())
 INTERNAL_PATH = Kind("path", "a path such as /stored, or nothing", _parse_internal_path)
 DATABASE_URL = Kind(
     "URL", "sqlite:///PATH or mssql://USER:PASSWORD@HOST:1433/DATABASE, or nothing", _parse_database_url
