@@ -76,6 +76,7 @@ class TooManyRequests(DicomWebError):
 
 class Unavailable(DicomWebError):
     status = 503
+    outcome_unknown = False  # whether what was asked for may have been done all the same
 
     def __init__(self, message: str, *, retry_after: int = 30) -> None:
         super().__init__(message, headers={"Retry-After": str(retry_after)})

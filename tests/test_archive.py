@@ -12,6 +12,7 @@ import pytest
 from dicomcloud.archive import Archive, StoreItem
 from dicomcloud.errors import FailureReason, Gone, NotFound, Unavailable, WarningReason
 from dicomcloud.index.repository import Outcome
+from dicomcloud.index.sql_server.connections import ServerAway
 from dicomcloud.storage import CannotStore
 from tests.data import data_set_bytes, make_dataset, make_file, pydicom_files
 
@@ -297,3 +298,18 @@ def test_an_instance_that_is_deleted_while_another_process_recovers_it_stays_del
     archive.upkeep.recover()
     assert archive.index.counts()["instances"] == 0
     assert list(archive.upkeep.verify()) == []
+
+
+def test_a_file_stays_when_nobody_knows_whether_its_row_was_written(
+    archive: Archive, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drop(*_: Any, **__: Any) -> None:
+        raise ServerAway("The database server has dropped the connection.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archive.index, "add", drop)
+        with pytest.raises(Unavailable):
+            store(archive, make_file())
+    assert len(stored_files(files)) == 1
+    archive.upkeep.recover()
+    assert archive.index.counts()["instances"] == len(stored_files(files)) == 1

@@ -414,8 +414,9 @@ class StoreBatch:
         instances = [replace(each.new, file_key=key) for each, key in zip(spooled, keys, strict=True)]
         try:
             outcomes = self._index.add(instances, self._duplicates, alongside=partial(self._record, instances))
-        except BaseException:
-            self._take_back(keys)
+        except BaseException as error:
+            if not getattr(error, "outcome_unknown", False):  # else a row may yet appear: `recover` sees to the files
+                self._take_back(keys)
             raise
         try:
             self._remove_needless(instances, outcomes)

@@ -27,7 +27,9 @@ _ROWS_AT_A_TIME: Final = 500  # of a result that is not kept in memory
 
 
 class ServerAway(Unavailable):
-    """The database server cannot be reached, or has dropped the connection."""
+    """The database server cannot be reached, or has dropped the connection: a commit on its way may have been made."""
+
+    outcome_unknown = True
 
     def __init__(self, message: str) -> None:
         super().__init__(message, retry_after=5)
