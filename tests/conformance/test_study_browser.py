@@ -220,9 +220,12 @@ def test_the_picture_follows_window_and_image(server: Any, new_page: NewPage, st
     page.get_by_label("Center").fill("100")
     expect(page.locator("#image")).to_have_attribute("src", re.compile("window=100,400"))
     page.locator("#stage").press("0")
+    expect(page.locator("#image")).not_to_have_attribute("src", re.compile("window="))
     assert np.array_equal(shown_pixels(page), as_stored)
+    first = page.locator("#image").get_attribute("src") or ""
     page.locator("#stage").press("ArrowDown")
     expect(page.locator("#instance-place")).to_have_text("2 of 3")
+    expect(page.locator("#image")).not_to_have_attribute("src", first)  # the next one is shown when it has arrived
     assert abs(shown_pixels(page).astype(int) - as_stored).mean() > 5
     assert page.complaints == []
 
