@@ -9,7 +9,7 @@ from mmap import mmap
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from ..plugins import load
+from ..plugins import PluginError, load
 
 
 class FileMissing(FileNotFoundError):
@@ -138,9 +138,14 @@ def open_storage(url: str, local: LocalSpace) -> Storage:
 
         return open_object_storage(url, local)
     if separator and path and scheme != "file":
-        adapter: Storage = load("storage", scheme)(url, local)
+        try:
+            open_adapter = load("storage", scheme)
+        except PluginError as error:
+            raise ValueError(f"{_UNKNOWN}; {error}") from None
+        adapter: Storage = open_adapter(url, local)
         return adapter
-    raise ValueError("it must begin with file://, s3:// or azure:// and name a folder, a bucket or a container")
+    raise ValueError(_UNKNOWN)
 
 
+_UNKNOWN = "it must begin with file://, s3:// or azure:// and name a folder, a bucket or a container"
 _REMOTE = ("s3", "azure")

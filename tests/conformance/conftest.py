@@ -156,6 +156,13 @@ def log_in(page: Any, server: Any, name: str) -> None:
     expect(page.get_by_role("heading", name="Studies")).to_be_visible()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A browser shares two processors with the other tests: what it did not manage in time, it may try again."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.flaky(reruns=2))
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Headless Chromium, as it is installed on this machine."""
