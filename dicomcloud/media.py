@@ -83,7 +83,7 @@ class ZipMedium:
         self._left -= size
         if self._left < 0:
             raise InvalidInstance(
-                FailureReason.OUT_OF_RESOURCES, "The ZIP file unpacks to more than this server accepts of one"
+                FailureReason.PROCESSING_FAILURE, "The ZIP file unpacks to more than this server accepts of one"
             )
 
 

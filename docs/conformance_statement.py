@@ -337,10 +337,10 @@ def _choices(module: Any) -> str:
 
 
 FAILURES = {
-    FailureReason.PROCESSING_FAILURE: "Processing failure",
+    FailureReason.PROCESSING_FAILURE: "Processing failure, or more than the limits of this server allow",
     FailureReason.DUPLICATE_SOP_INSTANCE: "Duplicate SOP Instance: other bytes are stored under this UID",
     FailureReason.NOT_AUTHORIZED: "Not authorized: the sender may not store into this study",
-    FailureReason.OUT_OF_RESOURCES: "Out of resources: disk space, or a limit of the server is exceeded",
+    FailureReason.OUT_OF_RESOURCES: "Out of resources: no room on the disk, or the storage is away",
     FailureReason.DATA_SET_DOES_NOT_MATCH: "Data set does not match: another study than the one of the URL",
     FailureReason.CANNOT_UNDERSTAND: "Cannot understand: not DICOM, truncated, an identifying UID is missing",
 }

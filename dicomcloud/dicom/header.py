@@ -482,7 +482,7 @@ class _DataSet:
                 continue
             self.items += 1
             if self.items > _MAX_ITEMS:
-                _invalid(f"more than {_MAX_ITEMS} sequence items", FailureReason.OUT_OF_RESOURCES)
+                _invalid(f"more than {_MAX_ITEMS} sequence items", FailureReason.PROCESSING_FAILURE)
             attributes: dict[str, Any] = {}
             item_path = f"{path}/{len(items) + 1}/"
             if length == _UNDEFINED:
@@ -514,7 +514,7 @@ class _DataSet:
             starts.append(pos)
             lengths.append(length)
             if len(starts) > _MAX_FRAGMENTS:
-                _invalid(f"{_label(tag)}: more than {_MAX_FRAGMENTS} fragments", FailureReason.OUT_OF_RESOURCES)
+                _invalid(f"{_label(tag)}: more than {_MAX_FRAGMENTS} fragments", FailureReason.PROCESSING_FAILURE)
             pos += length
         _invalid(f"{_label(tag)}: the data end before the Sequence Delimitation Item")
 
