@@ -622,8 +622,14 @@ def _security() -> Iterator[str]:
 def _annexes() -> Iterator[str]:
     yield "## 9 Annexes"
     yield """
-        **IODs created.** None. **Coercion of attributes.** None. **Private attributes.** None. **Attribute
-        confidentiality (de-identification).** Not supported.
+        **IODs created.** None. **Private attributes.** None. **Coercion of attributes.** Not unless it is configured
+        (`stow_query_attributes`, `processors`); changes are then recorded in the Original Attributes Sequence.
+    """
+    yield """
+        **Attribute confidentiality (de-identification).** Basic Application Level Confidentiality Profile and its
+        options, PS3.15 Annex E, edition 2026c: of what is stored (`anonymizer_enabled`, off by default), of copies
+        from WADO-URI (`anonymize=yes`), of all that callers retrieve whose role lets them have nothing else, and
+        from the command line. docs/deidentification.md tells the options.
     """
 
 
