@@ -43,8 +43,12 @@ class Receiver:
 
     def wait_for(self, count: int, seconds: float = 30) -> list[dict[str, Any]]:
         """The accepted events as soon as there are so many of different ids; what there is when the time is up."""
+        return self.wait_until(lambda events: len({event["id"] for event in events}) >= count, seconds)
+
+    def wait_until(self, enough: Callable[[list[dict[str, Any]]], bool], seconds: float = 30) -> list[dict[str, Any]]:
+        """The accepted events as soon as they are `enough`; what there is when the time is up."""
         deadline = time.monotonic() + seconds
-        while len({event["id"] for event in self.accepted}) < count and time.monotonic() < deadline:
+        while not enough(list(self.accepted)) and time.monotonic() < deadline:
             time.sleep(0.02)
         return list(self.accepted)
 
