@@ -80,9 +80,11 @@ def create_app(configuration: Settings | None = None) -> Flask:
         raise settings.SettingsError("Setting accel_redirect: nginx cannot send files that are not in a folder.")
     logs.set_up(configuration.log_level, configuration.log_format)
     opened = open_archive(configuration)
-    opened.migrate()
-    opened.upkeep.recover()
-    authentication = open_authentication(configuration, opened.accounts, noticed=opened.audit.note_login)
+    opened.patiently(opened.migrate)  # a server process that ends at its start would end the whole server
+    opened.patiently(opened.upkeep.recover)
+    authentication = opened.patiently(
+        lambda: open_authentication(configuration, opened.accounts, noticed=opened.audit.note_login)
+    )
     if configuration.audit_syslog:
         host, port = settings.split_address(configuration.audit_syslog)
         files = (

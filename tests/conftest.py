@@ -90,7 +90,7 @@ Run = Callable[..., Finished]
 
 
 @pytest.fixture
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server_url: str) -> dict[str, str]:
     """The variables of a caller with a data directory of his own, and no other settings."""
     monkeypatch.chdir(tmp_path)
     for name in os.environ:
@@ -100,6 +100,8 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
     monkeypatch.setenv("DICOMCLOUD_BIND", "127.0.0.1:0")
     monkeypatch.setenv("DICOMCLOUD_MIN_FREE_BYTES", "0")
     monkeypatch.setenv("DICOMCLOUD_WORKERS", "1")
+    if server_url:
+        monkeypatch.setenv("DICOMCLOUD_DATABASE_URL", server_url)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
     return dict(os.environ)
 

@@ -11,8 +11,8 @@ import pytest
 
 from dicomcloud.archive import Archive, StoreItem
 from dicomcloud.errors import FailureReason, Gone, NotFound, Unavailable, WarningReason
+from dicomcloud.index.database import ServerAway
 from dicomcloud.index.repository import Outcome
-from dicomcloud.index.sql_server.connections import ServerAway
 from dicomcloud.storage import CannotStore
 from tests.data import data_set_bytes, make_dataset, make_file, pydicom_files
 
@@ -304,7 +304,9 @@ def test_a_file_stays_when_nobody_knows_whether_its_row_was_written(
     archive: Archive, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def drop(*_: Any, **__: Any) -> None:
-        raise ServerAway("The database server has dropped the connection.")
+        error = ServerAway("The database server has dropped the connection.")
+        error.outcome_unknown = True
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(archive.index, "add", drop)

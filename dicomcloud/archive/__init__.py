@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, gettempdir
 from threading import Timer
+from time import monotonic, sleep
 from typing import Any, BinaryIO, Generic, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 import orjson
@@ -48,7 +49,15 @@ from ..index.accounts import NEVER, Accounts, Key, User
 from ..index.audit import AuditTable
 from ..index.audit import Entry as AuditEntry
 from ..index.copying import CopyStep
-from ..index.database import DamagedDatabase, Database, migrate, migration_script, open_database, pending
+from ..index.database import (
+    DamagedDatabase,
+    Database,
+    ServerAway,
+    migrate,
+    migration_script,
+    open_database,
+    pending,
+)
 from ..index.database import explain as explain_database_error
 from ..index.events import EventLog
 from ..index.outbox import Outbox
@@ -93,6 +102,7 @@ Result = TypeVar("Result")
 AuditScope = Literal["all", "changes", "none"]
 MIGRATIONS = Path(__file__).resolve().parent.parent.parent / "migrations"
 
+_TRIED_EVERY, _TOLD_EVERY = 2.5, 60.0  # seconds, while the database server is away
 _AFTER_START = 2.0  # seconds that the start of a server has for itself
 _PIECE = 1 << 20  # bytes copied at a time
 _KEPT_PIXELS = 2_000_000  # of a frame, from which on drawing it takes longer than reading a kept picture
@@ -153,6 +163,7 @@ class Archive:
 
     def close(self) -> None:
         """Let go of the database connection of this thread, and of the codec processes."""
+        self.upkeep.close()
         self.audit.close()
         for stop in self.before_close:
             stop()
@@ -164,6 +175,7 @@ class Archive:
         faults: dict[str, str] = {}
         newest = None
         try:
+            self._database.check()
             newest = self.index.newest_file()
         except Exception as error:  # every database has its own
             log.error("the index does not answer: %s", error)
@@ -258,6 +270,7 @@ class Archive:
             quarantine=self.quarantine if quarantine else None,
             visible=visible,
             audit=self.audit,
+            in_doubt=self.upkeep.file_later,
         )
 
     def _begin_correction(self, changes: Mapping[str, Any]) -> StoreBatch:
@@ -273,6 +286,7 @@ class Archive:
             quarantine=None,
             audit=self.audit,
             correcting=True,
+            in_doubt=self.upkeep.file_later,
         )
 
     # Retrieve
@@ -646,6 +660,23 @@ class Archive:
         names = migrate(self._database, MIGRATIONS)
         self.events.close_feed()
         return names
+
+    def patiently(self, work: Callable[[], Result], tell: Callable[[str], object] = log.warning) -> Result:
+        """`work()`, as soon as the database server can be reached: it may start later than this one.
+
+        `tell` hears of it once a minute. Raises ServerAway for a login that is refused: waiting does not help there.
+        """
+        told = 0.0
+        while True:
+            try:
+                return work()
+            except ServerAway as error:
+                if not error.waiting_helps:
+                    raise
+                if not told or monotonic() - told > _TOLD_EVERY:
+                    tell(f"{error.message} Waiting for it.")
+                    told = monotonic()
+                sleep(_TRIED_EVERY)
 
     def put_index_aside(self) -> Path | None:
         """Put a damaged index aside, for `reindex` to make a new one; where the old one is now."""

@@ -131,6 +131,7 @@ class StoreBatch:
         visible: Rules | None = None,
         audit: AuditTrail | None = None,
         correcting: bool = False,
+        in_doubt: Callable[[Sequence[str]], None] = lambda keys: None,
     ) -> None:
         self._index = index
         self._storage = storage
@@ -141,6 +142,7 @@ class StoreBatch:
         self._study_uid = study_uid
         self._changes = changes
         self._correcting = correcting
+        self._in_doubt = in_doubt  # told of files whose rows may have been written, or not
         self._quarantine = quarantine
         self._visible = visible
         self._audit = audit
@@ -415,7 +417,9 @@ class StoreBatch:
         try:
             outcomes = self._index.add(instances, self._duplicates, alongside=partial(self._record, instances))
         except BaseException as error:
-            if not getattr(error, "outcome_unknown", False):  # else a row may yet appear: `recover` sees to the files
+            if getattr(error, "outcome_unknown", False):
+                self._in_doubt(keys)
+            else:
                 self._take_back(keys)
             raise
         try:

@@ -11,6 +11,7 @@ from io import UnsupportedOperation
 from mmap import ACCESS_READ, mmap
 from shutil import copyfileobj
 from tempfile import TemporaryFile
+from threading import Lock, Timer
 from typing import BinaryIO, Literal
 
 from ..dicom import header as dicom_header
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _BATCH = 200  # files indexed in one transaction by reindex and repair
 _PIECE = 1 << 20  # bytes copied at a time
+_SOON = 3.0  # seconds after which a database that went away is asked again
 _ABANDONED = 24 * 3600.0  # seconds after which a spooled file belongs to a request that died
 
 
@@ -51,6 +53,17 @@ class Upkeep:
         self._storage = storage
         self._cache = cache
         self._max_inflated_bytes = max_inflated_bytes
+        self._in_doubt: set[str] = set()
+        self._doubts = Lock()
+        self._filing: Timer | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """What is in doubt is left to the next start."""
+        with self._doubts:
+            self._closed = True
+            if self._filing is not None:
+                self._filing.cancel()
 
     def remove_files(self, keys: Sequence[str]) -> None:
         """Remove files that no row names any more; those that cannot be removed now are left to `recover`."""
@@ -77,12 +90,33 @@ class Upkeep:
         self.remove_files(self._index.files_to_remove())
         self._storage.remove_abandoned(_ABANDONED)
         try:
-            self._file_unconfirmed()
+            self._file_unconfirmed(self._storage.unconfirmed())
         except Unavailable as error:
             log.warning("what a crash may have left in the storage is seen to at the next start: %s", error)
 
-    def _file_unconfirmed(self) -> None:
-        unconfirmed = self._storage.unconfirmed()
+    def file_later(self, keys: Sequence[str]) -> None:
+        """See to files whose rows may have been written or not, as soon as the index can be asked. Returns at once."""
+        with self._doubts:
+            self._in_doubt.update(keys)
+            if self._filing is None and not self._closed:
+                self._filing = Timer(_SOON, self._file_doubtful)
+                self._filing.daemon = True
+                self._filing.start()
+
+    def _file_doubtful(self) -> None:
+        with self._doubts:
+            self._filing = None
+            keys = sorted(self._in_doubt)
+        try:
+            self._file_unconfirmed(keys)
+        except (OSError, Unavailable) as error:
+            log.warning("what was being stored when the database went away is seen to later: %s", error)
+            self.file_later(())
+        else:
+            with self._doubts:
+                self._in_doubt.difference_update(keys)
+
+    def _file_unconfirmed(self, unconfirmed: Sequence[str]) -> None:
         for start in range(0, len(unconfirmed), _BATCH):
             batch = unconfirmed[start : start + _BATCH]
             for key, fault in self._file_orphans(batch):

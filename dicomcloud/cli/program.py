@@ -29,12 +29,17 @@ class Program:
         return load(self.config)
 
     @contextmanager
-    def archive(self, *, migrated: bool = True) -> Iterator[Archive]:
-        """The archive over an existing data directory, brought up to date unless told otherwise."""
+    def archive(self, *, migrated: bool = True, patient: bool = False) -> Iterator[Archive]:
+        """The archive over an existing data directory, brought up to date unless told otherwise.
+
+        `patient`: a database server that cannot be reached yet is waited for.
+        """
         make_folder(self.settings.data_path)
         archive = self.open_archive(self.settings)
         try:
-            if migrated:
+            if migrated and patient:
+                archive.patiently(archive.migrate, lambda message: click.echo(message, err=True))
+            elif migrated:
                 archive.migrate()
             yield archive
         finally:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 import click
 
 from .. import __version__, server
 from ..access.policy import open_authentication
+from ..errors import Unavailable
 from .program import Program, commands
 
 
@@ -17,7 +19,9 @@ from .program import Program, commands
 def serve(program: Program) -> None:
     """Serve the archive until stopped (Ctrl+C)."""
     settings = program.settings
-    with program.archive() as archive:  # made before the server's processes start: a fault is told here and once
+    with program.archive(
+        patient=True
+    ) as archive:  # made before the server's processes start: a fault is told here and once
         archive.check_storage()
         asked = open_authentication(settings, archive.accounts) is not None
         listener = server.listen(settings.bind)
@@ -39,5 +43,5 @@ def serve(program: Program) -> None:
         server.run(listener, settings, program.create_app)
     finally:
         if os.getpid() == own_process:  # and not one of those that it made
-            with program.archive(migrated=False) as archive:
+            with suppress(Unavailable), program.archive(migrated=False) as archive:  # stopped, though the index is away
                 archive.audit.write("stop")

@@ -67,14 +67,14 @@ class _Table:
             self._keys = [meta.fields[name].column_name for name in names]
         else:
             self._keys = [key.column_name]
-        self._single = len(self._keys) == 1 and key is not False
+        self._is_state = key is not False and key.column_name == "id" and not self._has_identity  # of one row
 
     def count(self, database: Database) -> int:
         return int(database.run(f"SELECT count(*) FROM {self.name}").fetchone()[0])
 
     def copy(self, source: Database, target: Database) -> Iterator[int]:
-        """Yields how many rows there are after each batch. Single rows (of state) are written anew every time."""
-        if not self._has_identity and self.count(source) <= 1:
+        """Yields how many rows there are after each batch. Single rows of state are written anew every time."""
+        if self._is_state:
             with target.write():
                 target.run(f"DELETE FROM {self.name}")
                 rows = source.run(f"SELECT {', '.join(self._columns)} FROM {self.name}").fetchall()

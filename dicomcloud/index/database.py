@@ -45,6 +45,15 @@ class MissingDatabase(Unavailable):
     """The file of the database is not there (any more)."""
 
 
+class ServerAway(Unavailable):
+    """The database server cannot be reached, or has dropped the connection."""
+
+    waiting_helps = True  # False: it is there, and refuses the login
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after=5)
+
+
 class DamagedDatabase(Unavailable):
     """The file is no database, or no whole one any more."""
 
@@ -131,6 +140,10 @@ class Database(peewee.Database):
     def repeated(self, work: Callable[[], Work]) -> Work:
         """`work()`, and again from its start where the server has undone it (deadlock, lost connection)."""
         return work()
+
+    def check(self) -> None:
+        """See whether the database answers, in a few seconds. Raises Unavailable."""
+        self.run("SELECT revision FROM archive_state").fetchone()
 
     def insert(self, sql: str, parameters: Sequence[Any]) -> int:
         """Execute an `INSERT INTO … VALUES …` of one row with a key `id`; the key the database has given it."""

@@ -19,6 +19,8 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.databases import SERVER, url_of_new_server_database
+
 PROJECT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = Path(__file__).resolve().parent / "npm"
 BUILD = PROJECT / "build"  # git-ignored
@@ -39,6 +41,9 @@ class Server:
             self.bind = f"127.0.0.1:{probe.getsockname()[1]}"
         self.url = f"http://{self.bind}"
         self.root = f"{self.url}/dicomweb"
+        database = {}
+        if SERVER and "DICOMCLOUD_DATABASE_URL" not in settings:
+            database["DICOMCLOUD_DATABASE_URL"] = url_of_new_server_database()
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("DICOMCLOUD_")},
             "DICOMCLOUD_BIND": self.bind,
@@ -46,6 +51,7 @@ class Server:
             "DICOMCLOUD_WORKERS": "2",
             "DICOMCLOUD_MIN_FREE_BYTES": "0",
             "DICOMCLOUD_SERVER": os.environ.get("TEST_SERVER", "auto"),
+            **database,
             **settings,
         }
         self._limited = ["sh", "-c", f'ulimit -n {limit_files}; exec "$@"', "sh"] if limit_files else []

@@ -13,6 +13,7 @@ from dicomcloud.dicom.matching import matches
 from dicomcloud.dicom.query import parse_query
 from dicomcloud.errors import BadRequest
 from dicomcloud.index import Index, NewInstance, SearchResult
+from tests.databases import on_sqlite
 
 from .conftest import Find, data_set, new_instance, new_study
 
@@ -490,6 +491,7 @@ def test_no_more_rows_than_the_server_allows(studies: Index, find: Find) -> None
         ("includefield=all&Rows=3&ContentLabel=x", Level.INSTANCE, 1),
     ],
 )
+@on_sqlite
 def test_a_search_takes_few_statements(studies: Index, find: Find, text: str, level: Level, statements: int) -> None:
     seen: list[str] = []
     studies._database.connection().set_trace_callback(seen.append)

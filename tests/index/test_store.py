@@ -380,8 +380,9 @@ def test_eight_processes_store_parts_of_one_study(index: Index, database_url: st
 
 def test_readers_go_on_while_a_writer_writes(index: Index, find: Find) -> None:
     index.add([new_study("1.1")], "reject")
-    with index._database.write() as connection:
-        connection.execute("DELETE FROM instance_metadata")
+    with index._database.write():
+        index._database.run("DELETE FROM instance_metadata")
+        index._database.run("UPDATE study SET number_of_instances = 77")
         found: list[int] = []
         reader = threading.Thread(target=lambda: found.append(find("", Level.INSTANCE).total))
         reader.start()

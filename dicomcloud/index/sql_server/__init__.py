@@ -16,8 +16,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import peewee
 from playhouse.migrate import SchemaMigrator
@@ -25,8 +26,8 @@ from playhouse.migrate import SchemaMigrator
 from dicomcloud.diagnosis import Diagnosis
 from dicomcloud.dicom.matching import Match
 from dicomcloud.errors import Unavailable
-from dicomcloud.index.database import BUSY_TIMEOUT, Database, Work
-from dicomcloud.index.sql_server.connections import Address, Again, Connection, Pool, Rows, ServerAway, parse_url
+from dicomcloud.index.database import BUSY_TIMEOUT, Database, ServerAway, Work
+from dicomcloud.index.sql_server.connections import Address, Again, Connection, Pool, Rows, parse_url
 from dicomcloud.index.sql_server.schema import Context, Migrator
 from dicomcloud.index.sql_server.statements import guarded, inline, literal, render
 
@@ -92,17 +93,27 @@ class SqlServer(Database):
             self._pool.give_back(connection)
 
     def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        """The rows of a SELECT as they come, on a connection of its own."""
-        connection = self._pool.take()
+        """The rows of a SELECT as they come, on a connection of its own; up to the first one it is tried again."""
+        text = render(sql, parameters)
+        connection, rows = self.repeated(lambda: self._begin_stream(text))
         finished = False
         try:
-            yield from connection.stream(render(sql, parameters))
+            yield from rows
             finished = True
         finally:
             if finished:
                 self._pool.give_back(connection)
             else:  # rows are still on their way
                 connection.close()
+
+    def _begin_stream(self, text: str) -> tuple[Connection, Iterator[tuple[Any, ...]]]:
+        connection = self._pool.take()
+        rows = connection.stream(text)
+        try:
+            return connection, chain(list(islice(rows, 1)), rows)
+        except BaseException:
+            connection.close()
+            raise
 
     def _own_connection(self) -> Connection | None:
         pinned: Connection | None = getattr(self._pinned, "connection", None)
@@ -144,7 +155,7 @@ class SqlServer(Database):
             connection.execute("BEGIN TRANSACTION")
             self._lock_writers(connection)
             yield
-            connection.execute("COMMIT TRANSACTION")
+            self._commit(connection)
         except BaseException:
             self._roll_back(connection)
             raise
@@ -152,16 +163,37 @@ class SqlServer(Database):
             self._pinned.connection = None
             self._pool.give_back(connection)
 
+    @staticmethod
+    def _commit(connection: Connection) -> None:
+        try:
+            connection.execute("COMMIT TRANSACTION")
+        except ServerAway as error:  # it may have been carried out, and only its answer was lost
+            error.outcome_unknown = True
+            raise
+
     def repeated(self, work: Callable[[], Work]) -> Work:
+        outcome_unknown = False
+        away = 0
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return work()
-            except (Again, ServerAway) as error:
-                refused = isinstance(error, ServerAway) and attempt > 1  # a second connection failed, too
-                if attempt == _ATTEMPTS or refused or self._own_connection() is not None:
+            except Exception as error:
+                if outcome_unknown:  # of an earlier attempt
+                    cast(Any, error).outcome_unknown = True
+                outcome_unknown = getattr(error, "outcome_unknown", False)
+                if isinstance(error, ServerAway):
+                    self._pool.drop_all()
+                    away += 1
+                elif not isinstance(error, Again):
+                    raise
+                if attempt == _ATTEMPTS or away > 1 or self._own_connection() is not None:
                     raise
                 time.sleep(random.uniform(0, 0.05 * 2**attempt) if isinstance(error, Again) else 0)
         raise AssertionError
+
+    def check(self) -> None:
+        self._pool.check()
+        super().check()
 
     def _lock_writers(self, connection: Connection) -> None:
         row = connection.execute(
@@ -194,12 +226,12 @@ class SqlServer(Database):
 
     def like(self, column: str) -> str:
         """A condition with one value, made by `like_pattern`."""
-        return f"{column} LIKE ? ESCAPE '\\'"
+        return f"{column} LIKE ?"
 
     def like_pattern(self, pattern: str) -> str:
         """A DICOM wildcard pattern (`*`, `?`) as a LIKE pattern."""
-        for special in "\\%_[":
-            pattern = pattern.replace(special, "\\" + special)
+        for special in "[%_":  # in brackets: Babelfish misreads ESCAPE behind a %
+            pattern = pattern.replace(special, f"[{special}]")
         return pattern.replace("*", "%").replace("?", "_")
 
     def stored_matches(self, column: str, match: Match, *, compressed: bool = False) -> None:

@@ -17,22 +17,13 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import peewee
 
 from dicomcloud.errors import Unavailable
-from dicomcloud.index.database import BUSY_TIMEOUT
+from dicomcloud.index.database import BUSY_TIMEOUT, ServerAway
 
 _IDLE_CHECK: Final = 30.0  # seconds after which a pooled connection is tried before it is used
 _IDLE_CLOSE: Final = 600.0
 _KEPT: Final = 16  # idle connections of a process
 _BREATH: Final = 2.0  # seconds without a further attempt after the server could not be reached
 _ROWS_AT_A_TIME: Final = 500  # of a result that is not kept in memory
-
-
-class ServerAway(Unavailable):
-    """The database server cannot be reached, or has dropped the connection: a commit on its way may have been made."""
-
-    outcome_unknown = True
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, retry_after=5)
 
 
 class Again(Unavailable):
@@ -206,6 +197,7 @@ class Connection:
             **options,
         )
         self.used_at = time.monotonic()
+        self.generation = 0
 
     @property
     def alive(self) -> bool:
@@ -278,14 +270,20 @@ def _use_authority(address: Address) -> None:
 
 
 class Pool:
-    """The idle connections of a process. A connection belongs to one thread while it is out."""
+    """The idle connections of a process. A connection belongs to one thread while it is out.
+
+    When one has turned out to be broken, none that was opened before is used again: a server that was started anew
+    has dropped them all.
+    """
 
     def __init__(self, address: Address) -> None:
         self._address = address
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
+        self._generation = 0
         self._away_until = 0.0
         self._away_because = ""
+        self._waiting_helps = True
         _pools.add(self)
 
     def take(self) -> Connection:
@@ -303,12 +301,32 @@ class Pool:
                     connection.execute("SELECT 1")
                     return connection
                 except (Unavailable, peewee.PeeweeException):
-                    pass
+                    self.drop_all()
             connection.close()
 
+    def drop_all(self) -> None:
+        """Use none of the present connections again; those that are out are closed when they come back."""
+        with self._lock:
+            self._generation += 1
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def check(self) -> None:
+        """Open a connection, however many there are: one that is there may wait long for a server that is silent.
+
+        Raises ServerAway, after `login_timeout` at the latest.
+        """
+        try:
+            self.give_back(self._open())
+        except ServerAway:
+            self.drop_all()
+            raise
+
     def _open(self) -> Connection:
+        generation = self._generation
         if time.monotonic() < self._away_until:
-            raise ServerAway(self._away_because)
+            raise self._away()
         try:
             connection = Connection(self._address)
         except Unavailable:
@@ -316,21 +334,29 @@ class Pool:
         except Exception as error:
             # The number of a failed connection may be that of an earlier error: the text is right.
             text = _number_and_text(error)[1]
-            if "18456" in text or "Login failed" in text:
-                message = "The database server refuses the login."
-            elif "Cannot open database" in text or 'database "' in text:
+            self._waiting_helps = True
+            if "Cannot open database" in text or 'database "' in text:
                 message = f"The database {self._address.database!r} cannot be opened."
+            elif ("18456" in text or "Login failed" in text) and "Server is in" not in text:  # as when it starts
+                message = "The database server refuses the login."
+                self._waiting_helps = False
             else:
                 message = "The database server cannot be reached."
             self._away_because, self._away_until = message, time.monotonic() + _BREATH
-            raise ServerAway(message) from error
+            raise self._away() from error
         self._away_until = 0.0
+        connection.generation = generation
         return connection
+
+    def _away(self) -> ServerAway:
+        error = ServerAway(self._away_because)
+        error.waiting_helps = self._waiting_helps
+        return error
 
     def give_back(self, connection: Connection) -> None:
         if connection.alive:
             with self._lock:
-                if len(self._idle) < _KEPT:
+                if len(self._idle) < _KEPT and connection.generation == self._generation:
                     self._idle.append(connection)
                     return
         connection.close()
