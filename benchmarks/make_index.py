@@ -6,7 +6,7 @@
 
 The first instance of each series goes through the index as one that is stored; the others, 17 a study on the average,
 are copied from it inside the database. Names come in several scripts and are as unevenly frequent as real ones.
-The same number of studies and seed give the same index.
+The same number of studies and seed give the same index; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -291,24 +291,37 @@ def first_instances(studies: int, seed: int = 1) -> Iterator[tuple[NewInstance, 
 
 
 def fill(url: str, studies: int, *, seed: int = 1, lean: bool = False, quiet: bool = False) -> dict[str, int]:
-    """Make the index; what is in it then. The database must be empty."""
+    """Make the index, or go on where a run with the same arguments has stopped; what is in it then.
+
+    ValueError where something else is in the database.
+    """
     database = open_database(url)
     migrate(database, MIGRATIONS)
     index = Index(database)
-    if index.counts()["studies"]:
-        raise ValueError("the index is not empty")
     new = first_instances(studies, seed)
+    used = index.counts()["instances"] > 0
     with _without_syncs(database), tqdm(total=studies, unit="study", disable=quiet or None) as progress:
         seen: set[str] = set()
         while batch := list(islice(new, _BATCH)):
-            index.add([instance for instance, _ in batch], "reject")
-            _multiply(database, batch, lean=lean)
-            uids = {instance.attributes["0020000D"]["Value"][0] for instance, _ in batch}
-            progress.update(len(uids - seen))
-            seen = uids
+            uids = [instance.attributes["00080018"]["Value"][0] for instance, _ in batch]
+            if not (used and _has(database, uids[0])):
+                if used and not seen:
+                    raise ValueError("the index has other studies in it")
+                index.add([instance for instance, _ in batch], "reject")
+                used = False
+            copy = next((f"{uid}.1" for uid, (_, more) in zip(uids, batch, strict=True) if more), "")
+            if copy and not (used and _has(database, copy)):
+                _multiply(database, batch, lean=lean)
+            studies_seen = {instance.attributes["0020000D"]["Value"][0] for instance, _ in batch}
+            progress.update(len(studies_seen - seen))
+            seen = studies_seen
     counts = index.counts()
     database.close()
     return counts
+
+
+def _has(database: Database, sop_uid: str) -> bool:
+    return database.run("SELECT 1 FROM instance WHERE uid = ?", [sop_uid]).fetchone() is not None
 
 
 @contextmanager
@@ -385,7 +398,7 @@ def _multiply(database: Database, batch: Sequence[tuple[NewInstance, int]], *, l
 
 def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.make_index", description=__doc__.partition("\n")[0])
-    parser.add_argument("url", help="sqlite:///PATH or mssql://…; an empty database")
+    parser.add_argument("url", help="sqlite:///PATH or mssql://…; empty, or begun by the same command")
     parser.add_argument("--studies", type=int, default=3000)
     parser.add_argument("--lean", action="store_true", help="only the first instance of a series has metadata: smaller")
     parser.add_argument("--seed", type=int, default=1)

@@ -135,18 +135,30 @@ StudyModality.add_index(
 )
 
 
-class NameToken(Table):
-    """The words of Patient's Name and Referring Physician's Name with their phonetic codes, for fuzzy matching."""
+class NameWord(Table):
+    """The words of Patient's and Referring Physician's Name, their phonetic codes; in the order of searches."""
 
-    id = BigAutoField()
+    study = ForeignKeyField(Study, column_name="study_key", index=False)
     attribute = BigIntegerField()  # tag
-    token = CharField(200)
+    word = CharField(200)
     code = CharField(64)
-    study = ForeignKeyField(Study, column_name="study_key")
+    study_datetime = CharField(20)
+
+    class Meta:
+        primary_key = False
+        indexes = ((("study", "attribute", "word", "code"), True),)  # the code only so that the row need not be read
 
 
-NameToken.add_index(NameToken.index(NameToken.attribute, NameToken.token, NameToken.study, name="name_token_token"))
-NameToken.add_index(NameToken.index(NameToken.attribute, NameToken.code, NameToken.study, name="name_token_code"))
+for _field in (NameWord.word, NameWord.code):
+    NameWord.add_index(
+        NameWord.index(
+            NameWord.attribute,
+            _field,
+            NameWord.study_datetime.desc(),
+            NameWord.study.desc(),
+            name=f"name_word_{_field.name}",
+        )
+    )
 
 
 class Series(Table):
@@ -369,7 +381,7 @@ AuditEvent.add_index(AuditEvent.index(AuditEvent.caller, AuditEvent.sequence, na
 
 
 class Vocabulary(Table):
-    """The words of the names in name_token and the study descriptions there have been, each once.
+    """The words of the names in name_word and the study descriptions there have been, each once.
 
     Few, beside the studies that have them: a wildcard is tried on them first. None is taken away again.
     """
@@ -445,7 +457,7 @@ TABLES: Final = (
     Patient,
     Study,
     StudyModality,
-    NameToken,
+    NameWord,
     Series,
     Instance,
     InstanceMetadata,

@@ -313,9 +313,9 @@ class _Writer:
         if row is None:
             values = self._study_values(uid, _split(attributes)[0])
             study_key = self._database.insert(_INSERT_STUDY, (uid, *values, self.revision, self._now))
-            self._insert_tokens(study_key, attributes)
-            self._totals["studies"] += 1
             row = study_key, values[_STUDY_COLUMNS.index("study_datetime")]
+            self._insert_words(*row, attributes)
+            self._totals["studies"] += 1
             if tombstones:
                 self._forget_deletion(uid, "", "")
         study = self._studies[uid] = _StudyState(row[0], row[1], tombstones)
@@ -369,17 +369,17 @@ class _Writer:
             "INSERT INTO patient (patient_id, issuer_of_patient_id, only_study) VALUES (?, ?, ?)", identity
         )
 
-    def _insert_tokens(self, study_key: int, attributes: Mapping[str, Any]) -> None:
+    def _insert_words(self, study_key: int, study_datetime: str, attributes: Mapping[str, Any]) -> None:
         for tag in (PATIENT_NAME, REFERRING_PHYSICIAN):
             alphabetic, others = _names(attributes, json_key(tag))
-            for token in name_tokens(others):
-                self._learn(-tag, token[:200])
-            for token in name_tokens(f"{alphabetic} {others}"):
+            for word in name_tokens(others):
+                self._learn(-tag, word[:200])
+            for word in dict.fromkeys(word[:200] for word in name_tokens(f"{alphabetic} {others}")):
                 self._run(
-                    "INSERT INTO name_token (attribute, token, code, study_key) VALUES (?, ?, ?, ?)",
-                    (tag, token[:200], phonetic_code(token), study_key),
+                    "INSERT INTO name_word (study_key, attribute, word, code, study_datetime) VALUES (?, ?, ?, ?, ?)",
+                    (study_key, tag, word, phonetic_code(word), study_datetime),
                 )
-                self._learn(tag, token[:200])
+                self._learn(tag, word)
         if description := _text(attributes, "00081030"):
             self._learn(STUDY_DESCRIPTION, description)
 
@@ -506,7 +506,7 @@ class _Writer:
             " WHERE r.study_key = ?",
             (key,),
         ).fetchone()
-        self._run("DELETE FROM name_token WHERE study_key = ?", (key,))
+        self._run("DELETE FROM name_word WHERE study_key = ?", (key,))
         self._run("DELETE FROM study_modality WHERE study_key = ?", (key,))
         self._run("DELETE FROM study_institution WHERE study_key = ?", (key,))
         if instances:
@@ -515,7 +515,7 @@ class _Writer:
             study_datetime = values[_STUDY_COLUMNS.index("study_datetime")]
             self._run(_UPDATE_STUDY, (*values, key))
             self._run("UPDATE series SET study_datetime = ? WHERE study_key = ?", (study_datetime, key))
-            self._insert_tokens(key, attributes)
+            self._insert_words(key, study_datetime, attributes)
             rows = self._run("SELECT DISTINCT modality FROM series WHERE study_key = ?", (key,)).fetchall()
             for (modality,) in rows:
                 self._insert_modality(key, modality, study_datetime)
@@ -933,7 +933,7 @@ class Index:
                 "series",
                 "study_modality",
                 "study_institution",
-                "name_token",
+                "name_word",
                 "vocabulary",
                 "study",
                 "patient",

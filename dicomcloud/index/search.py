@@ -26,7 +26,10 @@ _LISTED: Final = 2000  # ids that are listed in a statement
 # where the page is soon full. Which it is, is asked first: counting stops at _FEW.
 _FEW: Final = 2000
 _FEW_WITH_WORD: Final = 2000  # the same, of the rows of words
+_MANY_WITH_WORD: Final = 20_000  # of the rows of words, up to which they are compared
 _WORDS: Final = 500  # words that a wildcard may stand for
+_MERGED: Final = 24  # words whose studies are merged in the order of the answer
+_FAR: Final = 1000  # rows before a page, from which on it may be reached from the other end
 _COUNTED: Final = 10_000  # matches after the page that are counted
 _COUNTED_BY_TRYING: Final = 200  # the same where each row is tried
 _DAY: Final = 26 * 60  # minutes: the widest difference of two offsets from UTC
@@ -107,12 +110,28 @@ _JOIN_STUDY: Final = {
     Level.INSTANCE: " JOIN study s ON s.id = r.study_key",
 }
 _USES_STUDY: Final = re.compile(r"\bs\.")
+#: Columns of study that name_word has as well.
+_OF_WORDS: Final = {"s.study_datetime": "w.study_datetime", "s.id": "w.study_key"}
+_IN_WORDS: Final = re.compile(r"\bs\.(?:study_datetime|id)\b")
 _ID: Final = {Level.STUDY: "s.id", Level.SERIES: "r.id", Level.INSTANCE: "i.id"}
 _STUDY_RESULT: Final = "s.uid, s.attributes, s.modalities, s.number_of_series, s.number_of_instances"
 _SERIES_RESULT: Final = "r.uid, r.attributes, r.number_of_instances"
 _TOTAL_COLUMN: Final = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
 
 _ONLINE: Final = {"vr": "CS", "Value": ["ONLINE"]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """Studies by words of a name, in the order of study searches: `ways` are conditions on name_word `w`.
+
+    All that fulfil the condition `replaced` are among them, and those that are have only to fulfil `instead`.
+    """
+
+    ways: list[_Condition]
+    rows: int
+    replaced: _Condition
+    instead: _Condition
 
 
 def _count_element(count: int) -> dict[str, Any]:
@@ -145,6 +164,8 @@ class Search:
         self._stored: list[_Condition] = []  # dear ones, tried last
         self._counted = _COUNTED
         self._by_index: dict[str, str] = {}  # conditions that are tried row by row → as an index serves them
+        self._words_to_merge: list[_Words] = []
+        self._found_few = False  # a condition that few studies fulfil, which are found by an index
         self._unsure: list[Match] = []  # of which the conditions let too many pass: looked at here, row by row
         self._from = _SEARCH_FROM[self._level]
         self._join_study = _JOIN_STUDY[self._level]
@@ -168,11 +189,10 @@ class Search:
         """Studies of one modality, and nothing more selective: in the order of study_modality."""
         if self._level is not Level.STUDY or self._query.order:
             return
-        selective = any(
-            match.kind is Kind.EQUAL and match.tag in _SELECTIVE
-            or match.kind is Kind.NAME and match.tag == PATIENT_NAME and bool(_prefix(match.values[0]))
+        selective = self._is_selective() or any(
+            match.kind is Kind.NAME and match.tag == PATIENT_NAME and _prefix(match.values[0])
             for match in self._query.matches
-        )  # fmt: skip
+        )
         modality = next((m for m in self._query.matches if m.tag == MODALITIES_IN_STUDY), None)
         if selective or modality is None or modality.kind is not Kind.EQUAL or len(modality.values) != 1:
             return
@@ -181,6 +201,9 @@ class Search:
         self._order = "m.study_datetime DESC, m.study_key DESC"
         self._datetime = "m.study_datetime"
         self._conditions.append(("m.modality = ?", list(modality.values)))
+
+    def _is_selective(self) -> bool:
+        return any(match.kind is Kind.EQUAL and match.tag in _SELECTIVE for match in self._query.matches)
 
     # Conditions: one method per kind of column
 
@@ -268,21 +291,23 @@ class Search:
             tried = text.replace(column, self._database.without_index(column))
             self._by_index[tried] = text
             return tried, values
+        self._found_few = True
         return condition
 
     def _few(self, rows: str, values: list[Any], few: int) -> bool:
         """Whether the statement `rows`, from its FROM on, has at most `few` rows."""
-        limited = self._database.first(few + 1, "1 AS one", rows)
-        return int(self._database.run(f"SELECT count(*) FROM ({limited}) c", values).fetchone()[0]) <= few
+        return self._rows_up_to(few + 1, rows, values) <= few
 
-    def _words(self, tag: int, pattern: str) -> list[str] | None:
+    def _rows_up_to(self, most: int, rows: str, values: list[Any]) -> int:
+        limited = self._database.first(most, "1 AS one", rows)
+        return int(self._database.run(f"SELECT count(*) FROM ({limited}) c", values).fetchone()[0])
+
+    def _words(self, tag: int, pattern: str, most: int = _WORDS) -> list[str] | None:
         """What the pattern may stand for, of the words that this attribute has anywhere; None where they are many."""
         condition, values = self._like("v.word", pattern)
-        statement = self._database.first(
-            _WORDS + 1, "v.word", f"FROM vocabulary v WHERE v.attribute = ? AND {condition}"
-        )
+        statement = self._database.first(most + 1, "v.word", f"FROM vocabulary v WHERE v.attribute = ? AND {condition}")
         words = [row[0] for row in self._database.run(statement, [tag, *values]).fetchall()]
-        return words if len(words) <= _WORDS else None
+        return words if len(words) <= most else None
 
     def _like(self, column: str, pattern: str) -> _Condition:
         return _like(self._database, column, pattern)
@@ -342,6 +367,7 @@ class Search:
             return self._only(self._alphabetic_condition(pattern, column)[:2], match, whole)
         condition, values, exact = self._alphabetic_condition(pattern, column)
         driver = self._studies_with_words(match.tag, pattern) if not _prefix(pattern.lstrip("^")) else None
+        found_few = self._found_few
         if driver is None:
             condition, values = self._by_index_if_few(column, (condition, values))
         if not exact:
@@ -350,6 +376,7 @@ class Search:
         other, other_values = self._other_groups(match, column, pattern) if self._has_other_names(column) else ("", [])
         if not other:
             return (f"({driver[0]} AND {condition})", [*driver[1], *values]) if driver else (condition, values)
+        self._found_few = found_few  # the alphabetic group is not all
         by_column = self._database.name_matches(column, match.encode())
         if by_column is not None:
             other, other_values = f"{other} AND {by_column[0]}", [*other_values, *by_column[1]]
@@ -363,7 +390,19 @@ class Search:
             if ids is not None:
                 return (f"({condition} OR s.id IN ({','.join(map(str, ids))}))" if ids else condition), values
             self._unsure.append(whole)
-        return f"(({condition}) OR s.id IN (SELECT s.id FROM study s WHERE {other}))", [*values, *other_values]
+        by_studies = f"(({condition}) OR s.id IN (SELECT s.id FROM study s WHERE {other}))", [*values, *other_values]
+        if match is whole:
+            self._merge_words(match.tag, pattern, by_studies, _any([(condition, values), (other, other_values)]))
+        return by_studies
+
+    def _merge_words(self, tag: int, pattern: str, replaced: _Condition, instead: _Condition) -> None:
+        """Have studies found by the words that a name has which matches the pattern, if those are not too many."""
+        first, longest = name_tokens(_prefix(pattern))[:1], _longest_word(pattern)
+        words = self._words(tag, f"{first[0]}*" if first else f"*{longest}*", _MERGED) if longest else None
+        if words:
+            ways = [("w.attribute = ? AND w.word = ?", [tag, word]) for word in words]
+            self._words_to_merge.append(_Words(ways, _MANY_WITH_WORD, replaced, instead))
+            self._counted = min(self._counted, _COUNTED_BY_TRYING)
 
     def _other_groups(self, match: Match, column: str, pattern: str) -> _Condition:
         """A condition that studies fulfil whose name may match in the ideographic or phonetic group; '' if none may."""
@@ -373,7 +412,7 @@ class Search:
         words = self._words(-match.tag, f"*{longest}*") if longest else None
         if words is None:
             return condition, values
-        rows = f"FROM name_token t WHERE t.attribute = ? AND t.token IN ({', '.join('?' * len(words))})"
+        rows = f"FROM name_word t WHERE t.attribute = ? AND t.word IN ({', '.join('?' * len(words))})"
         if words and self._few(rows, [match.tag, *words], _FEW_WITH_WORD):
             return f"s.id IN (SELECT t.study_key {rows}) AND {condition}", [match.tag, *words, *values]
         return (condition, values) if words else ("", [])
@@ -391,7 +430,7 @@ class Search:
             return None
         if not words:
             return "1 = 0", []
-        rows = f"FROM name_token t WHERE t.attribute = ? AND t.token IN ({', '.join('?' * len(words))})"
+        rows = f"FROM name_word t WHERE t.attribute = ? AND t.word IN ({', '.join('?' * len(words))})"
         if not self._few(rows, [tag, *words], _FEW):
             return None
         return f"s.id IN (SELECT t.study_key {rows})", [tag, *words]
@@ -428,15 +467,15 @@ class Search:
 
     def _fuzzy_condition(self, match: Match, column: str) -> _Condition:
         """Every word of the query begins a word of the name, or sounds like one; or the name matches literally."""
-        words: list[_Condition] = []
-        for word in name_tokens(" ".join(match.values)):
-            if word.strip("*"):
-                words.append(self._word_condition(match.tag, word))
-        together = _all(words)
-        if words and not any("*" in value or "?" in value for value in match.values):
+        asked = [word for word in name_tokens(" ".join(match.values)) if word.strip("*")]
+        words = [self._word_condition(match.tag, word, alone=len(asked) == 1) for word in asked]
+        together = _all([condition for condition, _ in words])
+        if words and all(map(_is_fuzzy_whole, match.values)):
+            for number, (_, found) in enumerate(words):
+                if found is not None:
+                    others = [condition for condition, _ in words[:number] + words[number + 1 :]]
+                    self._words_to_merge.append(replace(found, replaced=together, instead=_all(others)))
             return together
-        if len(words) == 1 and len(match.values) == 1 and match.values[0].rstrip("*?").isalnum():
-            return together  # one word with wildcards at its end: a name that matches has such a word
         name = replace(match, kind=Kind.NAME)
         literal = self._name_condition(name, column, match) or self._stored_condition(name)
         if literal is None:
@@ -444,28 +483,42 @@ class Search:
             return "1 = 1", []
         return _any([together, literal]) if words else literal
 
-    def _word_condition(self, tag: int, word: str) -> _Condition:
-        """Studies in whose name a word begins with this one, matches it as a wildcard, or sounds like it."""
+    def _word_condition(self, tag: int, word: str, *, alone: bool) -> tuple[_Condition, _Words | None]:
+        """Studies in whose name a word begins with this one, matches it as a wildcard, or sounds like it.
+
+        And, where those are many, the words by which they can be found in the order of the answer.
+        """
         ways: list[_Condition] = []
-        if not _prefix(word) and (found := self._words(tag, word)) is not None:
-            ways.append((f"t.token IN ({', '.join('?' * len(found)) or 'NULL'})", list(found)))
-        elif "*" in word or "?" in word:
-            ways.append(self._like("t.token", word))
+        wild = "*" in word or "?" in word
+        code = "" if wild else phonetic_code(word)
+        if not _prefix(word) and (words := self._words(tag, word)) is not None:
+            ways.append((f"t.word IN ({', '.join('?' * len(words)) or 'NULL'})", list(words)))
+        elif wild:
+            ways.append(self._like("t.word", word))
         else:
-            ways.append(("t.token >= ? AND t.token < ?", [word[:200], _after(word[:200])]))
-            if code := phonetic_code(word):
-                ways.append(("t.code = ?", [code]))
+            ways.append(("t.word >= ? AND t.word < ?", [word[:200], _after(word[:200])]))
+        if code:
+            ways.append(("t.code = ?", [code]))
         # a UNION: each way has an index of its own
         rows = " UNION ALL ".join(
-            f"SELECT t.study_key FROM name_token t WHERE t.attribute = ? AND {way}" for way, _ in ways
+            f"SELECT t.study_key FROM name_word t WHERE t.attribute = ? AND {way}" for way, _ in ways
         )
         values = [value for _, given in ways for value in (tag, *given)]
         if self._few(f"FROM ({rows}) u", values, _FEW_WITH_WORD):
-            return f"s.id IN ({rows})", values
+            self._found_few = True
+            return (f"s.id IN ({rows})", values), None
         self._counted = 0
-        either, values = _any(ways)
-        words = "SELECT 1 FROM name_token t WHERE t.study_key = s.id"
-        return f"EXISTS ({words} AND {self._database.without_index('t.attribute')} = ? AND {either})", [tag, *values]
+        either, own = _any(ways)
+        condition = f"EXISTS (SELECT 1 FROM name_word t WHERE t.study_key = s.id AND t.attribute = ? AND {either})"
+        exists = condition, [tag, *own]
+        merged = self._words(tag, word if wild else f"{word[:200]}*", _MERGED)
+        if merged is None:
+            return exists, None
+        found = _MANY_WITH_WORD if alone else self._rows_up_to(_MANY_WITH_WORD, f"FROM ({rows}) u", values)
+        each = [("w.attribute = ? AND w.word = ?", [tag, text]) for text in merged]
+        if code:
+            each.append(("w.attribute = ? AND w.code = ?", [tag, code]))
+        return exists, _Words(each, found, exists, ("", []))
 
     # Result
 
@@ -497,9 +550,48 @@ class Search:
         return SearchResult(rows, uids, total, max(0, total - query.offset - len(page)), exact)
 
     def _fetch(self, where: str, values: list[Any]) -> list[Sequence[Any]]:
-        page, page_values = self._database.page(self._query.limit + 1, self._query.offset)
-        inner = f"SELECT {self._id} AS id FROM {self._from}{where} ORDER BY {self._order} {page}"
-        return self._rows(inner, values + page_values)
+        limit, offset = self._query.limit + 1, self._query.offset
+        words = self._words_of_choice()
+        if words is not None:
+            return self._rows(*self._merged(words, limit, offset))
+        order = self._order
+        if not where and offset > _FAR and offset > (total := self._total()) // 2:  # from the other end
+            limit = min(limit, total - offset)
+            order, offset = _reversed(order), total - offset - limit
+        if limit <= 0:
+            return []
+        page, page_values = self._database.page(limit, offset)
+        return self._rows(
+            f"SELECT {self._id} AS id FROM {self._from}{where} ORDER BY {order} {page}", values + page_values
+        )
+
+    def _words_of_choice(self) -> _Words | None:
+        """By which words studies are found best; None where there is something better."""
+        if self._from != _SEARCH_FROM[Level.STUDY] or self._query.order or self._unsure:
+            return None
+        if self._found_few or self._is_selective():
+            return None
+        return min(self._words_to_merge, key=lambda words: words.rows, default=None)
+
+    def _merged(self, words: _Words, limit: int, offset: int) -> _Condition:
+        """A page of ids. For each word a statement that stops as soon as it has enough, in the order of its index."""
+        rest = [words.instead if each is words.replaced else each for each in self._conditions] + self._stored
+        condition, values = _all([each for each in rest if each[0]])
+        condition = _IN_WORDS.sub(lambda column: _OF_WORDS[column[0]], condition)
+        join = " JOIN study s ON s.id = w.study_key" if _USES_STUDY.search(condition) else ""
+        page, page_values = self._database.page(limit + offset, 0)
+        statements, given = [], []
+        for number, (way, way_values) in enumerate(words.ways):
+            both = f"{way} AND {condition}" if condition else way
+            statements.append(
+                "SELECT id, moment FROM (SELECT DISTINCT w.study_key AS id, w.study_datetime AS moment"
+                f" FROM name_word w{join} WHERE {both}"
+                f" ORDER BY w.study_datetime DESC, w.study_key DESC {page}) w{number}"
+            )
+            given += [*way_values, *values, *page_values]
+        page, page_values = self._database.page(limit, offset)
+        union = " UNION ".join(statements)  # a study can be found by several words
+        return f"SELECT id FROM ({union}) u ORDER BY moment DESC, id DESC {page}", [*given, *page_values]
 
     def _match_here(self, where: str, values: list[Any], columns: list[str]) -> tuple[list[Sequence[Any]], int, bool]:
         """The page and the total, for a database that cannot match in DICOM JSON: every candidate is looked at."""
@@ -542,16 +634,25 @@ class Search:
     def _count(self, where: str, values: list[Any], known: int) -> tuple[int, bool]:
         """How many match, of whom `known` are known already; and whether it is exact."""
         if not where:
-            statement = f"SELECT {_TOTAL_COLUMN[self._level]} FROM archive_state WHERE id = 1"
-            return int(self._database.run(statement).fetchone()[0]), True
+            return self._total(), True
         if not self._counted and known > self._query.offset:
             return known, False
         most = self._query.offset + self._query.limit + max(self._counted, 1)
+        words = self._words_of_choice()
+        if words is not None:
+            limited, values = self._merged(words, most, 0)
+            total = int(self._database.run(f"SELECT count(*) FROM ({limited}) c", values).fetchone()[0])
+            return total, total < most
         for tried, text in self._by_index.items():  # in no order: counting stops when it has enough
             where = where.replace(tried, text)
         limited = self._database.first(most, "1 AS one", f"FROM {self._from}{where}")
         total = int(self._database.run(f"SELECT count(*) FROM ({limited}) c", values).fetchone()[0])
         return total, total < most
+
+    def _total(self) -> int:
+        """How many there are in the archive."""
+        statement = f"SELECT {_TOTAL_COLUMN[self._level]} FROM archive_state WHERE id = 1"
+        return int(self._database.run(statement).fetchone()[0])
 
     def _needs_document(self) -> bool:
         return self._query.include_all or any(
@@ -602,6 +703,17 @@ class Search:
             return out, uids
 
         return build
+
+
+def _reversed(order: str) -> str:
+    """ORDER BY the other way round."""
+    terms = order.split(", ")
+    return ", ".join(term.removesuffix(" DESC") if term.endswith(" DESC") else f"{term} DESC" for term in terms)
+
+
+def _is_fuzzy_whole(pattern: str) -> bool:
+    """Whether a name that matches the pattern literally has words that match each of its words."""
+    return not any("?" in word or "*" in word.strip("*") for word in name_tokens(pattern))
 
 
 def _longest_word(pattern: str) -> str:
@@ -656,6 +768,8 @@ def _rule_condition(match: Match, database: Database) -> _Condition:
 def _like(database: Database, column: str, pattern: str) -> _Condition:
     condition, values = database.like(column), [database.like_pattern(pattern)]
     prefix = _prefix(pattern)
+    if prefix and pattern.rstrip("*") == prefix != pattern:
+        return f"{column} >= ? AND {column} < ?", [prefix, _after(prefix)]
     if prefix:
         return f"{column} >= ? AND {column} < ? AND {condition}", [prefix, _after(prefix), *values]
     return condition, values

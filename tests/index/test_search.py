@@ -235,6 +235,32 @@ def test_sql_and_python_match_alike_whatever_is_asked(index: Index) -> None:
     assert compared > 500
 
 
+def test_many_are_found_as_few_are(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = Random(21)
+    index.add([some_study(number, random) for number in range(120)], "reject")
+    names = [("fuzzymatching", "true"), ("PatientName", "ab"), ("ReferringPhysicianName", "b*"), ("PatientName", "山*")]
+    merged = 0
+    for number in range(600):
+        pairs = some_query(random) if number % 2 else [names[0], random.choice(names[1:]), *some_query(random)[:1]]
+        page = [("limit", str(random.randint(1, 9))), ("offset", str(random.choice([0, 0, 3, 70])))]
+        try:
+            query = parse_query(Level.STUDY, pairs + page, max_results=1000)
+        except BadRequest:
+            continue
+        expected = index.search(query)
+        with monkeypatch.context() as thresholds:  # as if nothing were few, and every page far away
+            for name in ("_FEW", "_FEW_WITH_WORD", "_FAR"):
+                thresholds.setattr(f"dicomcloud.index.search.{name}", 0)
+            seen: list[str] = []
+            index._database.connection().set_trace_callback(seen.append)
+            found = index.search(query)
+            index._database.connection().set_trace_callback(None)
+        assert found.uids == expected.uids, pairs + page
+        assert found.total == expected.total or not found.exact, pairs + page
+        merged += any("moment" in statement for statement in seen)
+    assert merged > 50
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -243,7 +243,7 @@ def test_removing_an_instance_prunes_what_is_empty(index: Index, find: Find) -> 
     assert index.remove("1.2") == [new[2].file_key]
     assert counts(index) == (0, 0, 0, 0)
     assert index.files_to_remove() == [instance.file_key for instance in new]
-    assert index._database.run("SELECT count(*) FROM name_token").fetchone() == (0,)
+    assert index._database.run("SELECT count(*) FROM name_word").fetchone() == (0,)
 
 
 def test_removing_what_is_not_there_or_elsewhere_does_nothing(index: Index) -> None:
