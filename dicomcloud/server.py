@@ -144,18 +144,34 @@ def _run_gunicorn(listener: socket.socket, settings: Settings, create_app: Calla
 
 def _run_waitress(listener: socket.socket, settings: Settings, create_app: Callable[[Settings], WsgiApp]) -> None:
     import waitress
+    from waitress.channel import HTTPChannel
+    from waitress.task import WSGITask
 
     if settings.tls_certificate:
         raise CannotListen("waitress speaks no TLS: remove tls_certificate, and let IIS or another proxy do it")
     app = create_app(settings)
     _settle(app)
     channels: dict[int, Any] = {}
+    silence = settings.request_timeout or 365 * 24 * 3600
+    stopping = False
+
+    class Task(WSGITask):  # type: ignore[misc, unused-ignore]
+        def build_response_header(self) -> bytes:
+            if stopping:
+                self.set_close_on_finish()  # the client is told not to go on here
+            header: bytes = super().build_response_header()
+            return header
+
+    class Channel(HTTPChannel):  # type: ignore[misc, unused-ignore]
+        task_class = Task
+
     server = waitress.create_server(
         app,
         map=channels,
         sockets=[listener],
         threads=settings.threads,
-        channel_timeout=settings.request_timeout or 365 * 24 * 3600,
+        channel_timeout=silence,
+        cleanup_interval=max(min(silence // 2, 30), 1),  # seconds between two looks for silent clients
         max_request_body_size=settings.max_request_bytes,
         max_request_header_size=10 * settings.max_header_bytes,
         recv_bytes=1 << 16,
@@ -164,7 +180,7 @@ def _run_waitress(listener: socket.socket, settings: Settings, create_app: Calla
         clear_untrusted_proxy_headers=False,  # the web layer judges X-Forwarded-* by `trusted_proxies`
         ident=None,
     )
-    stopping = False
+    server.channel_class = Channel
 
     def stop(*_: object) -> None:
         nonlocal stopping

@@ -15,17 +15,29 @@ from typing import Any
 import pytest
 import requests
 
+from tests.conformance.test_operations import SERVERS
 from tests.data import make_dataset, make_file
-
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="gunicorn runs on POSIX systems")
 
 STORED = {"Accept": "application/dicom; transfer-syntax=*"}
 
 
+@pytest.fixture(scope="module", params=SERVERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """The program that speaks HTTP: what is said here holds for both."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def narrow(new_server: Callable[..., Any]) -> Any:
+def server(new_server: Callable[..., Any], kind: str) -> Any:
+    return new_server(DICOMCLOUD_SERVER=kind)
+
+
+@pytest.fixture(scope="module")
+def narrow(new_server: Callable[..., Any], kind: str) -> Any:
     """A server with one process and one thread, which waits two seconds for a silent client."""
-    return new_server(DICOMCLOUD_WORKERS="1", DICOMCLOUD_THREADS="1", DICOMCLOUD_REQUEST_TIMEOUT="2")
+    return new_server(
+        DICOMCLOUD_SERVER=kind, DICOMCLOUD_WORKERS="1", DICOMCLOUD_THREADS="1", DICOMCLOUD_REQUEST_TIMEOUT="2"
+    )
 
 
 @contextmanager
@@ -64,7 +76,7 @@ def test_requests_sent_together_are_answered_in_their_order(server: Any) -> None
         for status in (200, 404, 200):
             assert int(stream.readline().split()[1]) == status
             headers = http.client.parse_headers(stream)
-            assert headers["Connection"] == "keep-alive"
+            assert headers.get("Connection", "keep-alive") == "keep-alive"
             assert len(stream.read(int(headers["Content-Length"]))) == int(headers["Content-Length"])
 
 
@@ -88,11 +100,14 @@ def test_a_client_that_falls_silent_in_the_head_of_a_request_is_given_up(narrow:
     assert requests.get(f"{narrow.url}/healthz", timeout=30).status_code == 200
 
 
-def test_a_client_that_falls_silent_in_a_body_is_given_up(narrow: Any) -> None:
+def test_a_client_that_falls_silent_in_a_body_is_given_up(narrow: Any, kind: str) -> None:
     head = f"POST /dicomweb/studies HTTP/1.1\r\nHost: {narrow.bind}\r\nContent-Type: application/dicom\r\n"
     with connected(narrow) as silent:
         silent.sendall(head.encode() + b"Content-Length: 1000000\r\n\r\n" + bytes(1000))
-        assert answer(silent).status == 400
+        if kind == "gunicorn":
+            assert answer(silent).status == 400
+        else:  # it has the whole body before anybody is asked
+            assert silent.recv(100) == b""
     assert requests.get(f"{narrow.root}/studies", timeout=30).status_code == 200
 
 
@@ -168,7 +183,7 @@ def test_a_client_that_goes_away_in_the_middle_of_a_file_harms_nobody(server: An
 
 
 def test_a_server_that_is_told_to_stop_says_so_to_a_client_that_goes_on(new_server: Callable[..., Any]) -> None:
-    server = new_server(DICOMCLOUD_WORKERS="1")
+    server = new_server(DICOMCLOUD_SERVER="gunicorn", DICOMCLOUD_WORKERS="1")
     request = get(server, "/dicomweb/studies?limit=1")
     with connected(server) as connection:
         connection.sendall(request)

@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from tests.conformance import kill_loop
+from tests.conformance.test_operations import SERVERS
 from tests.data import make_dataset, make_file
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="killing a group of processes is POSIX")
@@ -18,8 +19,11 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="killing a group of proc
 KILLS = int(os.environ.get("TEST_KILLS", "4"))  # 200 take some minutes: python -m tests.conformance.kill_loop
 
 
-def test_a_killed_server_comes_back_with_all_it_acknowledged_and_nothing_half(new_server: Callable[..., Any]) -> None:
-    server = new_server()
+@pytest.mark.parametrize("kind", SERVERS)
+def test_a_killed_server_comes_back_with_all_it_acknowledged_and_nothing_half(
+    new_server: Callable[..., Any], kind: str
+) -> None:
+    server = new_server(DICOMCLOUD_SERVER=kind)
     told = kill_loop.run(server, KILLS, every=max(KILLS // 2, 1))
     assert len(told.kept) > KILLS
     assert told.deleted
