@@ -401,7 +401,7 @@ class Settings:
         10,
         _integer(0),
         "Failed logins a minute from one address after which it is answered with 429; five times as many for one name. "
-        "Counted by each server process. 0: no limit.",
+        "Counted for all server processes of this machine together. 0: no limit.",
     )
     session_idle_minutes: int = _option(
         30, _integer(1), "Minutes without a request after which a browser has to log in again."
@@ -511,8 +511,15 @@ class Settings:
     trusted_proxies: tuple[str, ...] = _option(
         (),
         NETWORKS,
-        "Reverse proxies whose X-Forwarded-Proto, -Host and -Prefix headers are believed; `unix` is whoever comes by "
-        "the unix socket of `bind`. Empty: nobody's.",
+        "Reverse proxies whose word on the client is believed (`proxy_headers`); `unix` is whoever comes by the unix "
+        "socket of `bind`. Empty: nobody's.",
+    )
+    proxy_headers: Literal["x-forwarded", "forwarded"] = _option(
+        "x-forwarded",
+        _choice("x-forwarded", "forwarded"),
+        "Headers in which `trusted_proxies` tell of the client: `x-forwarded` is X-Forwarded-For, -Proto, -Host and "
+        "-Prefix; `forwarded` is the header Forwarded (RFC 7239). The others are never looked at: a proxy may let "
+        "those of its clients pass.",
     )
     server: Literal["auto", "gunicorn", "waitress"] = _option(
         "auto",
@@ -654,6 +661,12 @@ class Settings:
         "proxy in front does TLS.",
     )
     tls_key: str = _option("", FILE, "The key of that certificate (PEM), where it is not in the same file.")
+    hsts_days: int = _option(
+        0,
+        _integer(0, 3650),
+        "Days for which browsers are told to ask this host over HTTPS only (Strict-Transport-Security, RFC 6797); sent "
+        "in answers that leave over TLS, from here or from a trusted proxy. 0: not sent; a proxy may do so itself.",
+    )
     request_timeout: int = _option(
         300,
         _integer(0),
@@ -769,6 +782,11 @@ class Settings:
     @property
     def data_path(self) -> Path:
         return Path(self.data_dir).expanduser().absolute()
+
+    @property
+    def login_failures_path(self) -> Path:
+        """Where the server processes of this machine count failed logins."""
+        return self.data_path / "login-failures.sqlite3"
 
     @property
     def quarantine_path(self) -> Path:

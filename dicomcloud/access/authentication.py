@@ -87,7 +87,7 @@ class Authentication:
         external: External | None = None,
         authenticators: Iterable[Authenticator] = (),
         noticed: Callable[[str, str, int], None] = lambda name, method, outcome: None,
-        login_failures: int = 10,
+        failures: Failures | None = None,
         session_idle_minutes: int = 30,
         session_hours: int = 12,
     ) -> None:
@@ -96,7 +96,7 @@ class Authentication:
         self._external = external or External()
         self._authenticators = tuple(authenticators)
         self._noticed = noticed  # called with name, method and HTTP status of a login
-        self._failures = Failures(login_failures)
+        self._failures = failures or Failures(10)
         self._verified = credentials.VerifiedPasswords()
         self._idle = session_idle_minutes * 60_000_000
         self._longest = session_hours * 3_600_000_000

@@ -11,6 +11,7 @@ from ..plugins import PluginError, load
 from ..settings import Settings, SettingsError, split_address
 from .authentication import Authentication, Authenticator, External
 from .caller import ROLES
+from .failures import Failures
 from .tokens import Tokens
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def open_authentication(
         ),
         authenticators=authenticators,
         noticed=noticed,
-        login_failures=settings.login_failures,
+        failures=Failures(settings.login_failures, settings.login_failures_path),
         session_idle_minutes=settings.session_idle_minutes,
         session_hours=settings.session_hours,
     )

@@ -26,6 +26,7 @@ from .syslog import Forwarder, SyslogServer
 log = logging.getLogger(__name__)
 
 _INTERVAL: Final = 1.0  # seconds between two writes
+_LONGEST_INTERVAL: Final = 30.0  # seconds, while the database is away
 _MOST: Final = 50_000  # different events kept while the database is away
 
 _Key = tuple[str, int, str, str, str, str, str, str]
@@ -152,11 +153,18 @@ class AuditTrail:
             atexit.register(self.close)
 
     def _write_on(self, stop: Signal) -> None:
-        while not stop.wait(_INTERVAL):
+        pause, fault = _INTERVAL, ""
+        while not stop.wait(pause):
             try:
                 self.flush()
-            except Exception as error:
-                log.error("the audit trail could not be written yet: %s", type(error).__name__)
+            except Exception as error:  # said once for each reason, tried ever more rarely
+                if fault != (fault := type(error).__name__):
+                    log.error("the audit trail could not be written yet: %s", fault)
+                pause = min(2 * pause, _LONGEST_INTERVAL)
+            else:
+                if fault:
+                    log.warning("the audit trail is written again")
+                pause, fault = _INTERVAL, ""
 
     def flush(self) -> None:
         """Write what waits; durable when it returns. Raises Unavailable, and keeps it."""

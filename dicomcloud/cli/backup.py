@@ -41,7 +41,13 @@ def backup(program: Program, folder: Path, keep: int, verify: bool, as_json: boo
         if own is not None and own.is_relative_to(folder.absolute()):
             fail(f"{folder} holds the archive itself: a backup belongs on another disk", 2)
     with program.archive() as archive:
-        without = [index, settings.cache_path, settings.quarantine_path, *filter(None, [_storage_folder(program)])]
+        without = [
+            index,
+            settings.cache_path,
+            settings.quarantine_path,
+            settings.login_failures_path,
+            *filter(None, [_storage_folder(program)]),
+        ]
         expected = archive.index.counts()["instances"]
         making = archive.back_up(target, settings.data_path, without=without, keep=keep)
         steps = _watched(making, expected, as_json)

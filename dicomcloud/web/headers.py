@@ -8,7 +8,7 @@ from typing import Final
 
 from flask import Flask, Response, request
 
-from .service import Service, current_service
+from .service import Service, came_over_tls, current_service
 
 _EXPOSED: Final = (
     "Link, X-Total-Count, Warning, Location, Content-Location, ETag, Content-Range, Retry-After, X-Request-ID, "
@@ -36,6 +36,7 @@ def page_policy(*inline_scripts: str) -> str:
 
 def add_headers(app: Flask, service: Service) -> None:
     """Answer preflights, and give every answer its headers. To be called before callers are asked who they are."""
+    hsts = f"max-age={service.hsts_days * 86400}" if service.hsts_days else ""
     ancestors = " ".join(("frame-ancestors 'self'", *service.frame_ancestors))
 
     @app.before_request
@@ -50,6 +51,8 @@ def add_headers(app: Flask, service: Service) -> None:
         headers["X-Content-Type-Options"] = "nosniff"
         headers.setdefault("Referrer-Policy", "same-origin")
         headers.setdefault("Cross-Origin-Resource-Policy", "cross-origin" if service.cors_origins else "same-origin")
+        if hsts and came_over_tls():
+            headers["Strict-Transport-Security"] = hsts
         if response.mimetype == "text/html":
             policy = headers.setdefault("Content-Security-Policy", _PLAIN_PAGE)
             headers["Content-Security-Policy"] = policy.replace(_OWN_ANCESTORS, ancestors)

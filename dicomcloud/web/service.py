@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from flask import current_app, request
 
@@ -15,6 +16,8 @@ from ..access.authentication import Authentication
 from ..archive import Archive
 from ..dicom.attributes import is_uid
 from ..errors import BadRequest
+
+_NOT_IN_HOST: Final = frozenset("\"'<>\\ ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class Service:
     root: str = "/dicomweb"
     public_url: str = ""
     trusted_proxies: tuple[str, ...] = ()
+    proxy_headers: str = "x-forwarded"  # or "forwarded"
     max_results: int = 1000
     empty_search_status: int = 200
     max_request_bytes: int = 16 << 30
@@ -36,6 +40,7 @@ class Service:
     cors_methods: tuple[str, ...] = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
     cors_credentials: bool = False
     frame_ancestors: tuple[str, ...] = ()
+    hsts_days: int = 0
     max_url_bytes: int = 8000
     heavy_requests: int = 0  # 0: no limit of their own
     strict_accept: bool = False
@@ -60,18 +65,23 @@ def current_service() -> Service:
 def server_url() -> str:
     """The server's own URL as the client sees it, without a slash at the end.
 
-    The setting `public_url`, or else the request's; X-Forwarded-Proto, -Host and -Prefix count only when they come
-    from a trusted proxy.
+    The setting `public_url`, or else the request's; what a proxy says counts only when it is a trusted one.
     """
     service = current_service()
     if service.public_url:
         return service.public_url
     scheme, host, prefix = request.scheme, _host_with_port(), request.script_root
     if comes_from_proxy():
-        scheme = _forwarded("X-Forwarded-Proto") or scheme
-        host = _forwarded("X-Forwarded-Host") or host
-        prefix = (_forwarded("X-Forwarded-Prefix") or prefix).rstrip("/")
+        told = _told_by_proxy()
+        scheme, host, prefix = told.scheme or scheme, told.host or host, (told.prefix or prefix).rstrip("/")
     return f"{scheme}://{host}{prefix}"
+
+
+def came_over_tls() -> bool:
+    """Whether the client's connection is encrypted: to this server, or to a trusted proxy that says so."""
+    if request.scheme == "https":
+        return True
+    return comes_from_proxy() and _told_by_proxy().scheme == "https"
 
 
 def comes_from_proxy() -> bool:
@@ -81,19 +91,77 @@ def comes_from_proxy() -> bool:
 
 
 def client_address() -> str:
-    """The address of the client: the last one in X-Forwarded-For that is no trusted proxy, as far as proxies say so."""
+    """The address of the client: the last one that is no trusted proxy, as far as proxies say so."""
     address = request.remote_addr or ""
-    if not comes_from_proxy():
-        return address
-    trusted = current_service().trusted_proxies
+    return _told_by_proxy().address or address if comes_from_proxy() else address
+
+
+class Told(NamedTuple):
+    """What trusted proxies say of the client, with '' for what they do not say."""
+
+    address: str = ""
+    scheme: str = ""
+    host: str = ""
+    prefix: str = ""
+
+
+def _told_by_proxy() -> Told:
+    service = current_service()
+    if service.proxy_headers == "forwarded":
+        return _of_forwarded(request.headers.get("Forwarded", ""), service.trusted_proxies)
+    address = ""
     for hop in reversed(request.headers.get("X-Forwarded-For", "").split(",")):
         host = _without_port(hop.strip())
         if not host:
             break
         address = host
-        if not _is_trusted(host, trusted):
+        if not _is_trusted(host, service.trusted_proxies):
             break
-    return address[:64]
+    proto, host, prefix = (_forwarded(f"X-Forwarded-{name}") for name in ("Proto", "Host", "Prefix"))
+    return Told(address, proto, host, prefix)
+
+
+_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_PAIR: Final = re.compile(rf'[ \t]*(?:({_TOKEN})=({_TOKEN}|"(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f])*"))?[ \t]*(;|,|$)')
+
+
+@lru_cache(maxsize=1024)
+def _of_forwarded(text: str, trusted: tuple[str, ...]) -> Told:
+    """Of `Forwarded` (RFC 7239 4): read from its end, where the nearest proxy has written, while it was a trusted one.
+
+    Each trusted proxy's word on scheme and host replaces that of the one after it; a field that is malformed, or an
+    identifier such as `unknown` or `_hidden`, says nothing.
+    """
+    told = Told()
+    for element in reversed(_elements(text)):
+        address, scheme, host = _without_port(element.get("for", "")), element.get("proto", ""), element.get("host", "")
+        told = Told(
+            address or told.address,
+            scheme.lower() if scheme.lower() in ("http", "https") else told.scheme,
+            host if host and not set(host) & _NOT_IN_HOST else told.host,
+        )
+        if not address or not _is_trusted(address, trusted):
+            break
+    return told
+
+
+def _elements(text: str) -> list[dict[str, str]]:
+    """The elements of `Forwarded`, parameters in lower case; none where the field is malformed."""
+    elements: list[dict[str, str]] = [{}]
+    position = 0
+    while position < len(text):
+        if (found := _PAIR.match(text, position)) is None:
+            return []
+        name, value, end = found.groups()
+        if name:
+            if name.lower() in elements[-1]:
+                return []
+            quoted = value.startswith('"')
+            elements[-1][name.lower()] = re.sub(r"\\(.)", r"\1", value[1:-1]) if quoted else value
+        if end == ",":
+            elements.append({})
+        position = found.end()
+    return [element for element in elements if element]
 
 
 def _without_port(hop: str) -> str:
@@ -134,7 +202,7 @@ def check_uids(**uids: str | None) -> None:
 
 def _forwarded(header: str) -> str:
     value = request.headers.get(header, "").split(",")[0].strip()
-    return value if not set(value) & set("\"'<>\\ ") else ""
+    return value if not set(value) & _NOT_IN_HOST else ""
 
 
 @lru_cache(maxsize=1024)

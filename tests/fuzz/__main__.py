@@ -4,7 +4,7 @@
     python -m tests.fuzz dicom_file --seconds 3600    one target
 
 With atheris (`pip install atheris`; Linux) coverage leads the search, without it chance does. An input that fails is
-written to the folder `build/fuzz` and named; exit code 1.
+written to the folder `build/fuzz` and named; exit code 1. One that takes long is written there, too.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tests.fuzz.targets import SEEDS, TARGETS, WORDS, files_of
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "build" / "fuzz"
 _HANGS = 20  # seconds that an input may take
+_SLOW = 2.0  # seconds after which an input is kept, to be looked at
 
 
 def by_chance(name: str, seconds: float, seed: int) -> bool:
@@ -46,20 +47,27 @@ def by_chance(name: str, seconds: float, seed: int) -> bool:
                 signal.alarm(_HANGS)
             TARGETS[name](data)
         except BaseException as error:
-            FOLDER.mkdir(parents=True, exist_ok=True)
-            path = FOLDER / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}"
-            path.write_bytes(data)
-            print(f"{name}: {type(error).__name__}: {error}\n  the input is {path}", flush=True)
+            print(f"{name}: {type(error).__name__}: {error}\n  the input is {_keep(name, data)}", flush=True)
             return False
         finally:
             if hasattr(signal, "alarm"):
                 signal.alarm(0)
         count += 1
-        slowest = max(slowest, time.monotonic() - began)
+        took = time.monotonic() - began
+        if took > max(slowest, _SLOW):
+            print(f"{name}: {took:.1f} s for the input {_keep(name, data)}", flush=True)
+        slowest = max(slowest, took)
         if len(pool) < 500 and len(data) < 50_000 and chance.random() < 0.01:
             pool.append(data)
     print(f"{name}: {count} inputs, the slowest took {slowest * 1000:.0f} ms, no fault", flush=True)
     return True
+
+
+def _keep(name: str, data: bytes) -> Path:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}"
+    path.write_bytes(data)
+    return path
 
 
 def by_coverage(name: str, seconds: float) -> bool:

@@ -7,6 +7,7 @@ are good inputs to begin with; `WORDS` are what the formats are made of.
 
 from __future__ import annotations
 
+import atexit
 import io
 import zipfile
 from collections.abc import Callable, Iterable
@@ -329,7 +330,12 @@ def _client() -> tuple[Any, Any]:
             "DICOMCLOUD_MIN_FREE_BYTES": "0",
             "DICOMCLOUD_LOG_LEVEL": "error",
         }
-        client = create_app(load(None, settings)).test_client()
+        app = create_app(load(None, settings))
+        archive = app.extensions["dicomcloud"].archive
+        atexit.register(folder.cleanup)
+        atexit.register(archive.close)  # before its folder goes
+        archive.get_codecs_ready()
+        client = app.test_client()
         dataset = make_dataset()
         assert (
             client.post("/dicomweb/studies", data=make_file(dataset), content_type="application/dicom").status_code

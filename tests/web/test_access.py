@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import time
 from typing import Any
 
 import pytest
@@ -15,7 +17,9 @@ from werkzeug.routing import Rule
 
 from dicomcloud.access import ROLES, Permission
 from dicomcloud.access.credentials import checksum, new_key
+from dicomcloud.access.failures import Failures
 from dicomcloud.archive import NEVER, Archive, Key
+from dicomcloud.errors import TooManyRequests
 from tests.conftest import AppMaker
 from tests.data import make_dataset, make_file
 
@@ -196,6 +200,37 @@ def test_wrong_passwords_are_limited_and_those_who_are_in_go_on(make_app: AppMak
     assert client.get("/dicomweb/studies", headers=basic("reader")).status_code == 200
     elsewhere = {"REMOTE_ADDR": "10.9.8.7"}
     assert client.get("/dicomweb/studies", headers=basic("nobody"), environ_overrides=elsewhere).status_code == 401
+
+
+def test_wrong_passwords_are_counted_for_all_server_processes_together(make_app: AppMaker) -> None:
+    add_user(make_app(), "reader", "reader")
+    clients = [make_app(login_failures=3).test_client() for _ in range(3)]
+    wrong = [basic("reader", f"wrong {number}") for number in range(6)]
+    statuses = [
+        clients[number % 3].get("/dicomweb/studies", headers=headers).status_code
+        for number, headers in enumerate(wrong)
+    ]
+    assert statuses == [401, 401, 401, 429, 429, 429]
+
+
+def test_failures_are_counted_where_their_file_cannot_be_used_and_forgotten_after_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "damaged").write_bytes(b"no database at all" * 100)
+    moment = time()
+    for path in (None, tmp_path, tmp_path / "damaged", tmp_path / "no" / "folder", tmp_path / "good"):
+        failures = Failures(2, path)
+        for _ in range(2):
+            failures.check("10.0.0.1", "anna")
+            failures.count("10.0.0.1", "anna")
+        for name in ("anna", "bert"):
+            with pytest.raises(TooManyRequests):
+                failures.check("10.0.0.1", name)
+        failures.check("10.0.0.2", "anna")
+        for later in (61, -3600):  # also when the clock is put back
+            with monkeypatch.context() as patch:
+                patch.setattr("dicomcloud.access.failures.time", lambda later=later: moment + later)
+                failures.check("10.0.0.1", "anna")
 
 
 def test_an_api_key_lets_in_in_three_ways_until_it_is_revoked(secured: Flask, monkeypatch) -> None:  # type: ignore[no-untyped-def]

@@ -6,12 +6,14 @@ import re
 import ssl
 import threading
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
 from flask.testing import FlaskClient
 
 from dicomcloud.errors import NotFound
+from dicomcloud.web.service import client_address, server_url
 from tests.audit.test_syslog import make_certificate
 from tests.conftest import AppMaker, Run
 from tests.test_cli import serving
@@ -158,3 +160,54 @@ def test_the_server_speaks_tls_itself(tmp_path: Path, environment: dict[str, str
 def test_waitress_says_that_it_speaks_no_tls(run: Run, tmp_path: Path) -> None:
     refused = run("serve", server="waitress", tls_certificate=tmp_path / "any.pem")
     assert (refused.returncode, "waitress speaks no TLS" in refused.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "host", "address"),
+    [
+        ("for=192.0.2.60;proto=https;host=pacs.example", "https://pacs.example", "192.0.2.60"),
+        (
+            'For="[2001:db8::17]:4711" ; Proto=HTTPS;Host="pacs.example:8443"',
+            "https://pacs.example:8443",
+            "2001:db8::17",
+        ),
+        ("for=1.2.3.4;host=evil.example, for=192.0.2.60;proto=https", "https://localhost", "192.0.2.60"),
+        ("for=192.0.2.60;host=pacs.example, for=10.0.0.9;proto=https", "https://pacs.example", "192.0.2.60"),
+        ("for=192.0.2.60;host=pacs.example,, for=unknown", "http://localhost", "10.0.0.1"),
+        ('for=_hidden;host="a\\"b"', "http://localhost", "10.0.0.1"),
+        ("for=192.0.2.60;proto=ftp", "http://localhost", "192.0.2.60"),
+        ("for=192.0.2.60;for=192.0.2.61", "http://localhost", "10.0.0.1"),
+        ('for="192.0.2.60', "http://localhost", "10.0.0.1"),
+        ("", "http://localhost", "10.0.0.1"),
+    ],
+)
+def test_what_a_trusted_proxy_says_in_forwarded_counts(
+    make_app: AppMaker, forwarded: str, host: str, address: str
+) -> None:
+    app = make_app(trusted_proxies="10.0.0.0/24", proxy_headers="forwarded", authentication="none")
+    headers = {"Forwarded": forwarded, "X-Forwarded-Host": "evil.example", "X-Forwarded-For": "6.6.6.6"}
+    with app.test_request_context("/", headers=headers, environ_base={"REMOTE_ADDR": "10.0.0.1"}):
+        assert (server_url(), client_address()) == (host, address)
+    with app.test_request_context("/", headers=headers, environ_base={"REMOTE_ADDR": "10.9.0.1"}):
+        assert (server_url(), client_address()) == ("http://localhost", "10.9.0.1")
+
+
+def test_forwarded_of_a_client_is_not_looked_at_where_the_proxy_sends_the_other_headers(make_app: AppMaker) -> None:
+    app = make_app(trusted_proxies="10.0.0.1", authentication="none")
+    headers = {"Forwarded": "for=6.6.6.6;host=evil.example", "X-Forwarded-For": "192.0.2.60"}
+    with app.test_request_context("/", headers=headers, environ_base={"REMOTE_ADDR": "10.0.0.1"}):
+        assert (server_url(), client_address()) == ("http://localhost", "192.0.2.60")
+
+
+def test_browsers_are_told_to_use_https_only_over_https(make_app: AppMaker) -> None:
+    client = make_app(hsts_days=365, trusted_proxies="10.0.0.1", authentication="none").test_client()
+
+    def said(address: str = "127.0.0.1", **request: Any) -> str | None:
+        answer = client.get("/healthz", environ_overrides={"REMOTE_ADDR": address}, **request)
+        return answer.headers.get("Strict-Transport-Security")
+
+    assert said() is None
+    assert said(base_url="https://localhost") == "max-age=31536000"
+    assert said("10.0.0.1", headers={"X-Forwarded-Proto": "https"}) == "max-age=31536000"
+    assert said("10.0.0.2", headers={"X-Forwarded-Proto": "https"}) is None
+    assert "Strict-Transport-Security" not in make_app().test_client().get("/", base_url="https://localhost").headers
