@@ -3,12 +3,14 @@
     python -m benchmarks.bench_search sqlite:////tmp/100k.db sqlite:////tmp/1m.db [--markdown] [--plans]
 
 Each search is run once, then for a while; the table gives the median in milliseconds, rows built as DICOM JSON
-included. `--plans` prints how SQLite goes about each.
+included. `--plans` prints how SQLite goes about each. Every index is measured by a process of its own, whose memory
+stands below: what it has for itself, and the pages of files that the system takes back when it needs room.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 import time
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from benchmarks.memory import Memory, memory
 from dicomcloud.dicom.attributes import Level
 from dicomcloud.dicom.query import parse_query
 from dicomcloud.index import Index, open_database
@@ -123,13 +126,26 @@ def _plans(index: Index, search: Search, facts: dict[str, str]) -> list[str]:
     return [row[3] for sql in seen for row in database.run(f"EXPLAIN QUERY PLAN {sql}").fetchall()]
 
 
-def _memory() -> float:
-    """The largest size of this process so far, in MB; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def measure_index(url: str, only: str, plans: bool) -> tuple[int, list[float], Memory]:
+    """How many studies there are, the milliseconds of each search, the memory of this process afterwards."""
+    database = open_database(url)
+    index = Index(database)
+    facts = _facts(index)
+    studies = index.counts()["studies"]
+    times = []
+    for search in chosen(only):
+        median, rows = measure(index, search, facts)
+        times.append(median)
+        print(f"{studies:>9,}  {search.name:36} {rows:4} rows  {median:8.2f} ms", file=sys.stderr)
+        if plans:
+            print(*(f"              {line}" for line in _plans(index, search, facts)), sep="\n", file=sys.stderr)
+    used = memory()
+    database.close()
+    return studies, times, used
+
+
+def chosen(only: str) -> list[Search]:
+    return [search for search in SEARCHES if only.lower() in search.name.lower()]
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -141,23 +157,13 @@ def main(given: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     columns: list[list[str]] = []
     headings = []
-    searches = [search for search in SEARCHES if options.only.lower() in search.name.lower()]
     for url in options.urls:
-        database = open_database(url)
-        index = Index(database)
-        facts = _facts(index)
-        headings.append(f"{index.counts()['studies']:,}")
-        column = []
-        for search in searches:
-            median, rows = measure(index, search, facts)
-            column.append(f"{median:.2f}")
-            print(f"{headings[-1]:>9}  {search.name:36} {rows:4} rows  {median:8.2f} ms", file=sys.stderr)
-            if options.plans:
-                print(*(f"              {line}" for line in _plans(index, search, facts)), sep="\n", file=sys.stderr)
-        column.append(f"{_memory():.0f} MB")
-        columns.append(column)
-        database.close()
-    names = [search.name for search in searches] + ["memory of the process, at most"]
+        with multiprocessing.get_context("spawn").Pool(1) as process:
+            studies, times, used = process.apply(measure_index, (url, options.only, options.plans))
+        headings.append(f"{studies:,}")
+        columns.append([*(f"{time:.2f}" for time in times), f"{used.own:.0f} MB", f"{used.mapped:.0f} MB"])
+        print(f"{headings[-1]:>9}  memory {used.own:.0f} MB, mapped {used.mapped:.0f} MB", file=sys.stderr)
+    names = [search.name for search in chosen(options.only)] + ["own memory of the process", "mapped pages of files"]
     if options.markdown:
         print("| search |" + "".join(f" {heading} studies |" for heading in headings))
         print("|---|" + "---:|" * len(headings))

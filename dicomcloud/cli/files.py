@@ -25,6 +25,7 @@ class FileOutcome:
     outcome: str
     message: str = ""
     size: int = 0
+    uids: tuple[str, str, str] | None = None  # study, series, instance, where it was stored
 
 
 def files_below(folders: Sequence[str], own: Path) -> Iterator[tuple[str, str]]:

@@ -60,7 +60,7 @@ def import_files(program: Program, folders: Sequence[str], as_json: bool, quiet:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Found:
     """A file that looks like an instance, and how to read it."""
 
     path: str
@@ -69,11 +69,11 @@ class _Found:
 
 
 def _import(archive: Archive, folders: Sequence[str], own: Path) -> Iterator[FileOutcome]:
-    with closing(_Importer(archive)) as importer:
+    with closing(Importer(archive)) as importer:
         yield from _import_files(importer, folders, own)
 
 
-def _import_files(importer: _Importer, folders: Sequence[str], own: Path) -> Iterator[FileOutcome]:
+def _import_files(importer: Importer, folders: Sequence[str], own: Path) -> Iterator[FileOutcome]:
     for path, fault in files_below(folders, own):
         if fault:
             yield FileOutcome(path, "failed", fault)
@@ -90,11 +90,11 @@ def _import_files(importer: _Importer, folders: Sequence[str], own: Path) -> Ite
         if reason:
             yield FileOutcome(path, "skipped", reason)
         else:
-            yield from importer.add(_Found(path, size, partial(_pieces, path)))
+            yield from importer.add(Found(path, size, partial(pieces, path)))
     yield from importer.finish()
 
 
-def _import_zip(importer: _Importer, path: str) -> Iterator[FileOutcome]:
+def _import_zip(importer: Importer, path: str) -> Iterator[FileOutcome]:
     """The members of a ZIP file, named `file.zip/folder/member`. They are unpacked one after the other."""
     with open(path, "rb") as file:
         try:
@@ -107,19 +107,19 @@ def _import_zip(importer: _Importer, path: str) -> Iterator[FileOutcome]:
             if member.reason_to_skip:
                 yield FileOutcome(name, "skipped", member.reason_to_skip)
             else:
-                yield from importer.add(_Found(name, member.size, member.chunks))
+                yield from importer.add(Found(name, member.size, member.chunks))
         yield from importer.finish()
 
 
-class _Importer:
+class Importer:
     """Stores files in batches: each is a transaction."""
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self._store: StoreBatch | None = None
-        self._spooled: list[_Found] = []
+        self._spooled: list[Found] = []
 
-    def add(self, found: _Found) -> Iterator[FileOutcome]:
+    def add(self, found: Found) -> Iterator[FileOutcome]:
         if self._store is None:
             self._store = self._archive.begin_store(quarantine=False)  # the files stay where they are
         try:
@@ -146,7 +146,7 @@ class _Importer:
             self._store.__exit__(None, None, None)
 
 
-def _pieces(path: str) -> Iterator[bytes]:
+def pieces(path: str) -> Iterator[bytes]:
     with open(path, "rb") as file:
         yield from iter(partial(file.read, _PIECE), b"")
 
@@ -154,15 +154,16 @@ def _pieces(path: str) -> Iterator[bytes]:
 def _imported(path: str, size: int, item: StoreItem) -> FileOutcome:
     if item.failure is not None or item.outcome is None:
         return FileOutcome(path, "failed", item.message)
+    uids = (item.study_uid or "", item.series_uid or "", item.sop_instance_uid or "")
     match item.outcome.name:
         case "SAME":
-            return FileOutcome(path, "already there")
+            return FileOutcome(path, "already there", uids=uids)
         case "KEPT":
-            return FileOutcome(path, "kept", item.message)
+            return FileOutcome(path, "kept", item.message, uids=uids)
         case "REPLACED":
-            return FileOutcome(path, "replaced", size=size)
+            return FileOutcome(path, "replaced", size=size, uids=uids)
         case _:
-            return FileOutcome(path, "stored", size=size)
+            return FileOutcome(path, "stored", size=size, uids=uids)
 
 
 def _import_report(found: dict[str, list[FileOutcome]], seconds: float) -> dict[str, Any]:

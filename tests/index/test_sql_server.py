@@ -19,6 +19,7 @@ from dicomcloud.errors import BadRequest, Unavailable
 from dicomcloud.index import Index, open_database
 from dicomcloud.index.database import CoveringIndex, migration_script
 from dicomcloud.index.models import TABLES
+from dicomcloud.index.original import OriginalDatabase
 from dicomcloud.index.sql_server import Rows, SqlServer
 from dicomcloud.index.sql_server.connections import parse_url
 from dicomcloud.index.sql_server.statements import inline, literal, render
@@ -266,6 +267,15 @@ def test_every_other_statement_of_the_index_is_accepted() -> None:
     sent = set(_statements_of_the_rest())
     assert len(sent) > 30
     assert {statement: found for statement in sent if (found := faults(statement))} == {}
+
+
+def test_every_statement_to_a_database_of_the_original_is_accepted() -> None:
+    database = _Written(rows=[("0", "7", "8")])
+    original = OriginalDatabase(database)
+    original.counts()
+    assert list(original.instances()) == [("0", "7", "8")]
+    assert len(database.sent) == 5
+    assert {statement: found for statement in database.sent if (found := faults(statement))} == {}
 
 
 #: Valid T-SQL that sqlglot does not know.
