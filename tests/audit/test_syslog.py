@@ -159,8 +159,11 @@ def test_after_a_broken_connection_nothing_is_left_out(
     receiver.wait_for(1)
     receiver.hang_up()
     trail.write("delete", study="1.2.2")
-    numbers = [int(parsed(message)[0]["number"]) for message in receiver.wait_for(3)]
-    assert numbers == [1, 1, 2]  # the first may not have been read
+    numbers = [1]
+    for wanted in (2, 3):
+        if 2 not in numbers:
+            numbers = [int(parsed(message)[0]["number"]) for message in receiver.wait_for(wanted)]
+    assert numbers in ([1, 1, 2], [1, 2])  # the first may not have been read, and is then sent again
 
 
 def test_a_server_whose_certificate_is_not_believed_gets_nothing(
