@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import peewee
 import pytest
 
 from dicomcloud.index import Database, migrate, open_database
 from dicomcloud.index.models import TABLES
+from tests.emulators import Wire
 
 SERVER = os.environ.get("DICOMCLOUD_TEST_DATABASE_URL", "")
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
@@ -61,6 +63,15 @@ def url_of_new_server_database() -> str:
     database = new_server_database()
     atexit.register(database.__exit__, None, None, None)
     return database.__enter__()
+
+
+def through(url: str, wire: Wire | None = None) -> tuple[str, Wire]:
+    """The URL by which the database of another URL is reached through a Wire, with short limits; and the Wire."""
+    parts = urlsplit(url)
+    wire = wire or Wire(parts.port or 1433, parts.hostname or "")
+    login = f"{parts.username}:{parts.password}"
+    # Without encryption, so that the Wire sees what is sent.
+    return f"mssql://{login}@127.0.0.1:{wire.port}{parts.path}?encryption=off&timeout=8&login_timeout=2", wire
 
 
 def _drop(server: Database, name: str) -> None:

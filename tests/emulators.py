@@ -109,10 +109,14 @@ class Azurite(Emulator):
 
 
 class Wire:
-    """The way to an emulator: counts the bytes that come back, and can be cut."""
+    """The way to another server: counts the bytes that come back, can be cut, and can keep everything to itself."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self._server = (host, port)
+        self.cut_behind = b""  # once: pass on what has these bytes in it, and let no answer through
+        self.stays_cut = False  # after that: no new connections either
+        self._flows = threading.Event()
+        self._flows.set()
         self.received = 0
         self.requests = 0
         self.cut_at = 0  # after so many requests; 0: never
@@ -132,7 +136,15 @@ class Wire:
     def mend(self) -> None:
         self._open, self.cut_at = True, 0
 
+    def pause(self) -> None:
+        """Take everything and pass nothing on, until `resume`: nobody is told that something is wrong."""
+        self._flows.clear()
+
+    def resume(self) -> None:
+        self._flows.set()
+
     def close(self) -> None:
+        self.resume()
         self.cut()
         self._listener.close()
 
@@ -143,10 +155,18 @@ class Wire:
                 if not self._open:
                     client.close()
                     continue
-                server = socket.create_connection(("127.0.0.1", self._port))
-                self._ends += [client, server]
-                threading.Thread(target=self._pass_on, args=(client, server, False), daemon=True).start()
-                threading.Thread(target=self._pass_on, args=(server, client, True), daemon=True).start()
+                threading.Thread(target=self._connect, args=(client,), daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        self._flows.wait()
+        try:
+            server = socket.create_connection(self._server)
+        except OSError:
+            client.close()
+            return
+        self._ends += [client, server]
+        threading.Thread(target=self._pass_on, args=(client, server, False), daemon=True).start()
+        self._pass_on(server, client, True)
 
     def _pass_on(self, source: socket.socket, target: socket.socket, back: bool) -> None:
         with suppress(OSError):
@@ -157,6 +177,14 @@ class Wire:
                     self.requests += sum(data.startswith(verb) for verb in (b"GET ", b"PUT ", b"POST ", b"DELETE "))
                     if 0 < self.cut_at <= self.requests:
                         self.cut()
+                self._flows.wait()
+                if not back and self.cut_behind and self.cut_behind in data:
+                    self.cut_behind = b""
+                    self._open = not self.stays_cut
+                    source.shutdown(socket.SHUT_RDWR)
+                    target.sendall(data)
+                    target.shutdown(socket.SHUT_WR)
+                    return
                 target.sendall(data)
         for end in (source, target):
             with suppress(OSError):

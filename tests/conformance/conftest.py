@@ -58,6 +58,11 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        self.begin()
+        self.wait_until_up()
+
+    def begin(self) -> None:
+        """Start it without waiting for it."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._limited, sys.executable, "-m", "dicomcloud", "serve"],
@@ -68,7 +73,9 @@ class Server:
                 stderr=log,
                 start_new_session=True,  # so that a kill reaches its workers
             )
-        self.wait_until_up()
+
+    def log(self) -> str:
+        return self._log.read_text()
 
     def wait_until_up(self) -> None:
         assert self._process is not None
@@ -81,6 +88,10 @@ class Server:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"the server did not start:\n{self._log.read_text()}") from None
                 time.sleep(0.1)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
         """The power goes: every process of the server dies at once."""
