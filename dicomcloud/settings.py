@@ -929,10 +929,13 @@ def _from_file(path: Path | None) -> Iterator[tuple[Option, Any, str]]:
         yield _BY_NAME[name], value, str(path)
 
 
+_OF_TESTS = f"{PREFIX}TEST_"  # of those who run the tests
+
+
 def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[Option, Any, str]]:
     by_variable = {option.variable: option for option in OPTIONS}
     for variable in sorted(environ):
-        if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
+        if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE or variable.startswith(_OF_TESTS):
             continue
         if variable not in by_variable:
             raise SettingsError(f"Unknown environment variable {variable}.{_did_you_mean(variable, by_variable)}")

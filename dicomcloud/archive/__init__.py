@@ -270,7 +270,7 @@ class Archive:
             quarantine=self.quarantine if quarantine else None,
             visible=visible,
             audit=self.audit,
-            in_doubt=self.upkeep.file_later,
+            later=self.upkeep.see_to_later,
         )
 
     def _begin_correction(self, changes: Mapping[str, Any]) -> StoreBatch:
@@ -286,7 +286,7 @@ class Archive:
             quarantine=None,
             audit=self.audit,
             correcting=True,
-            in_doubt=self.upkeep.file_later,
+            later=self.upkeep.see_to_later,
         )
 
     # Retrieve

@@ -131,7 +131,7 @@ class StoreBatch:
         visible: Rules | None = None,
         audit: AuditTrail | None = None,
         correcting: bool = False,
-        in_doubt: Callable[[Sequence[str]], None] = lambda keys: None,
+        later: Callable[[Sequence[str], bool], None] = lambda keys, perhaps_stored: None,
     ) -> None:
         self._index = index
         self._storage = storage
@@ -142,7 +142,7 @@ class StoreBatch:
         self._study_uid = study_uid
         self._changes = changes
         self._correcting = correcting
-        self._in_doubt = in_doubt  # told of files whose rows may have been written, or not
+        self._later = later  # sees to files when the index can be asked again
         self._quarantine = quarantine
         self._visible = visible
         self._audit = audit
@@ -417,8 +417,8 @@ class StoreBatch:
         try:
             outcomes = self._index.add(instances, self._duplicates, alongside=partial(self._record, instances))
         except BaseException as error:
-            if getattr(error, "outcome_unknown", False):
-                self._in_doubt(keys)
+            if getattr(error, "outcome_unknown", False):  # a row may yet appear
+                self._later(keys, True)
             else:
                 self._take_back(keys)
             raise
@@ -473,12 +473,14 @@ class StoreBatch:
             )
 
     def _take_back(self, keys: Sequence[str]) -> None:
-        """Remove files whose rows could not be written. Where the index cannot tell, they are left to `recover`."""
-        with suppress(Exception):
+        """Remove files whose rows could not be written. Where the index cannot tell, that is done later."""
+        try:
             for key in keys:
                 if not self._index.has_file(key):
                     self._storage.delete(key)
             self._storage.confirm(keys)
+        except Exception:
+            self._later(keys, False)
 
 
 def _identity(new: NewInstance) -> StoreItem:

@@ -53,17 +53,17 @@ class Upkeep:
         self._storage = storage
         self._cache = cache
         self._max_inflated_bytes = max_inflated_bytes
-        self._in_doubt: set[str] = set()
-        self._doubts = Lock()
-        self._filing: Timer | None = None
+        self._waiting: dict[str, bool] = {}  # the keys of `see_to_later`
+        self._lock = Lock()
+        self._timer: Timer | None = None
         self._closed = False
 
     def close(self) -> None:
-        """What is in doubt is left to the next start."""
-        with self._doubts:
+        """What waits to be seen to is left to the next start."""
+        with self._lock:
             self._closed = True
-            if self._filing is not None:
-                self._filing.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
 
     def remove_files(self, keys: Sequence[str]) -> None:
         """Remove files that no row names any more; those that cannot be removed now are left to `recover`."""
@@ -94,27 +94,37 @@ class Upkeep:
         except Unavailable as error:
             log.warning("what a crash may have left in the storage is seen to at the next start: %s", error)
 
-    def file_later(self, keys: Sequence[str]) -> None:
-        """See to files whose rows may have been written or not, as soon as the index can be asked. Returns at once."""
-        with self._doubts:
-            self._in_doubt.update(keys)
-            if self._filing is None and not self._closed:
-                self._filing = Timer(_SOON, self._file_doubtful)
-                self._filing.daemon = True
-                self._filing.start()
+    def see_to_later(self, keys: Sequence[str], perhaps_stored: bool) -> None:
+        """As soon as the index can be asked, remove files that have no row; file them if `perhaps_stored`.
 
-    def _file_doubtful(self) -> None:
-        with self._doubts:
-            self._filing = None
-            keys = sorted(self._in_doubt)
+        Returns at once.
+        """
+        with self._lock:
+            self._waiting |= dict.fromkeys(keys, perhaps_stored)
+            if self._timer is None and not self._closed:
+                self._timer = Timer(_SOON, self._see_to_waiting)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _see_to_waiting(self) -> None:
+        with self._lock:
+            self._timer = None
+            waiting = dict(self._waiting)
         try:
-            self._file_unconfirmed(keys)
+            self._file_unconfirmed([key for key, perhaps_stored in waiting.items() if perhaps_stored])
+            for key, perhaps_stored in waiting.items():
+                if not perhaps_stored and not self._index.has_file(key):
+                    self._storage.delete(key)
+            self._storage.confirm(list(waiting))
         except (OSError, Unavailable) as error:
-            log.warning("what was being stored when the database went away is seen to later: %s", error)
-            self.file_later(())
+            log.warning("what was being stored when the index went away is seen to later: %s", error)
+            self.see_to_later((), False)
+        except Exception:
+            log.exception("what was being stored when the index went away is left to the next start")
         else:
-            with self._doubts:
-                self._in_doubt.difference_update(keys)
+            with self._lock:
+                for key in waiting:
+                    self._waiting.pop(key, None)
 
     def _file_unconfirmed(self, unconfirmed: Sequence[str]) -> None:
         for start in range(0, len(unconfirmed), _BATCH):

@@ -117,12 +117,12 @@ class Server:
         self.terminate()
         return self._process.wait(timeout=60)
 
-    def run(self, *command: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, typed: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
         """A command of the command line over the same data directory."""
         return subprocess.run(
             [sys.executable, "-m", "dicomcloud", *command],
             cwd=PROJECT,
-            env=self._environment,
+            env={**self._environment, **settings},
             input=typed,
             capture_output=True,
             text=True,
