@@ -26,7 +26,8 @@ _LISTED: Final = 2000  # ids that are listed in a statement
 # where the page is soon full. Which it is, is asked first: counting stops at _FEW.
 _FEW: Final = 2000
 _FEW_WITH_WORD: Final = 2000  # the same, of the rows of words
-_MANY_WITH_WORD: Final = 20_000  # of the rows of words, up to which they are compared
+_VERY_FEW_WITH_WORD: Final = 200
+_MANY_WITH_WORD: Final = 5_000  # of the rows of words, up to which they are compared
 _WORDS: Final = 500  # words that a wildcard may stand for
 _MERGED: Final = 24  # words whose studies are merged in the order of the answer
 _FAR: Final = 1000  # rows before a page, from which on it may be reached from the other end
@@ -504,21 +505,25 @@ class Search:
             f"SELECT t.study_key FROM name_word t WHERE t.attribute = ? AND {way}" for way, _ in ways
         )
         values = [value for _, given in ways for value in (tag, *given)]
-        if self._few(f"FROM ({rows}) u", values, _FEW_WITH_WORD):
-            self._found_few = True
-            return (f"s.id IN ({rows})", values), None
-        self._counted = 0
-        either, own = _any(ways)
-        condition = f"EXISTS (SELECT 1 FROM name_word t WHERE t.study_key = s.id AND t.attribute = ? AND {either})"
-        exists = condition, [tag, *own]
-        merged = self._words(tag, word if wild else f"{word[:200]}*", _MERGED)
+        most = _FEW_WITH_WORD + 1 if alone else _MANY_WITH_WORD
+        found = self._rows_up_to(most, f"FROM ({rows}) u", values)
+        if found <= _FEW_WITH_WORD:
+            condition = f"s.id IN ({rows})", values
+        else:
+            self._counted = 0
+            either, values = _any(ways)
+            exists = f"EXISTS (SELECT 1 FROM name_word t WHERE t.study_key = s.id AND t.attribute = ? AND {either})"
+            condition = exists, [tag, *values]
+        merged = None
+        if found > _VERY_FEW_WITH_WORD:
+            merged = self._words(tag, word if wild else f"{word[:200]}*", _MERGED)
         if merged is None:
-            return exists, None
-        found = _MANY_WITH_WORD if alone else self._rows_up_to(_MANY_WITH_WORD, f"FROM ({rows}) u", values)
+            self._found_few |= found <= _FEW_WITH_WORD
+            return condition, None
         each = [("w.attribute = ? AND w.word = ?", [tag, text]) for text in merged]
         if code:
             each.append(("w.attribute = ? AND w.code = ?", [tag, code]))
-        return exists, _Words(each, found, exists, ("", []))
+        return condition, _Words(each, found, condition, ("", []))
 
     # Result
 
