@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from benchmarks.bench_search import SEARCHES, _facts, _plans
 from benchmarks.make_index import fill
 from dicomcloud.index import Index, open_database
 
 
-def test_no_search_reads_a_whole_table(tmp_path: Path) -> None:
+@pytest.mark.parametrize("many", [False, True], ids=["where few fit", "where many fit"])
+def test_no_search_reads_a_whole_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: bool) -> None:
+    for name in ("_FEW", "_FEW_WITH_WORD", "_VERY_FEW_WITH_WORD", "_FAR") if many else ():
+        monkeypatch.setattr(f"dicomcloud.index.search.{name}", 0)
     url = f"sqlite:///{(tmp_path / 'index.db').as_posix()}"
     counts = fill(url, 120, quiet=True)
     assert counts["studies"] == 120
