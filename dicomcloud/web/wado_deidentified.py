@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import Final
+from typing import BinaryIO, Final
 
-from flask import Response
+from flask import Response, request
 
 from ..archive import InstanceRow
 from ..dicom.deidentification import CannotDeidentify
@@ -21,10 +21,14 @@ from .negotiation import Offer
 from .responses import DICOM_JSON, negotiated, not_modified, warning
 from .retrieve import DICOM, EXPLICIT_LITTLE_ENDIAN, Source, entity_tag, multipart, single_part, validated
 from .service import check_uids, current_service, service_url
+from .wado_zip import ZIP, send_copies_as_zip
 
 _SYNTAXES: Final = (EXPLICIT_LITTLE_ENDIAN,)
-_INSTANCES: Final = (Offer(DICOM, multipart=True, transfer_syntaxes=_SYNTAXES),)
-_INSTANCE: Final = (*_INSTANCES, Offer(DICOM, transfer_syntaxes=_SYNTAXES))
+_INSTANCES: Final = (
+    Offer(DICOM, multipart=True, transfer_syntaxes=_SYNTAXES),
+    Offer(ZIP, transfer_syntaxes=_SYNTAXES),
+)
+_INSTANCE: Final = (_INSTANCES[0], Offer(DICOM, transfer_syntaxes=_SYNTAXES), _INSTANCES[1])
 _METADATA: Final = (Offer(DICOM_JSON),)
 
 
@@ -35,13 +39,16 @@ def send_copies(study: str, series: str | None = None, instance: str | None = No
     etag = entity_tag(choice, "de-identified", *(row.file_key for row in rows))
     if answer := not_modified(etag):
         return answer
-    parts = _parts(rows)
-    first = next(parts, None)  # now: its failure is still an answer of its own
+    copies = _copies(rows)
+    first = next(copies, None)  # now: its failure is still an answer of its own
     if first is None:
         raise NotAcceptable("None of this can be de-identified here")
+    copies = iter(()) if request.method == "HEAD" else chain([first], copies)
+    if choice.offer.media_type == ZIP:
+        return send_copies_as_zip(copies, etag)
     if choice.offer.multipart:
-        return multipart(DICOM, chain([first], parts), etag, service_url())
-    return single_part(first, etag)
+        return multipart(DICOM, map(_part, copies), etag, service_url())
+    return single_part(_part(first), etag)
 
 
 def send_metadata_of_copies(study: str, series: str | None = None, instance: str | None = None) -> Response:
@@ -71,9 +78,8 @@ def _rows(study: str, series: str | None, instance: str | None) -> list[Instance
     return current_service().archive.instances(study, series, instance)
 
 
-def _parts(rows: list[InstanceRow]) -> Iterator[OutgoingPart]:
+def _copies(rows: list[InstanceRow]) -> Iterator[tuple[InstanceRow, BinaryIO, int]]:
     archive = current_service().archive
-    headers = {"Content-Type": f"{DICOM}; transfer-syntax={EXPLICIT_LITTLE_ENDIAN}"}
     for row in rows:
         try:
             copy = archive.open_deidentified(row, EXPLICIT_LITTLE_ENDIAN)
@@ -81,4 +87,10 @@ def _parts(rows: list[InstanceRow]) -> Iterator[OutgoingPart]:
             continue
         size = copy.seek(0, 2)
         copy.seek(0)
-        yield OutgoingPart(headers, size, Source.of_file(lambda file=copy: file, size))  # type: ignore[misc]
+        yield row, copy, size
+
+
+def _part(copy: tuple[InstanceRow, BinaryIO, int]) -> OutgoingPart:
+    _, file, size = copy
+    headers = {"Content-Type": f"{DICOM}; transfer-syntax={EXPLICIT_LITTLE_ENDIAN}"}
+    return OutgoingPart(headers, size, Source.of_file(lambda: file, size))

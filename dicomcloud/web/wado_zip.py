@@ -38,6 +38,22 @@ def send_zip(
     return validated(response, etag)
 
 
+def send_copies_as_zip(files: Iterator[tuple[InstanceRow, BinaryIO, int]], etag: str) -> Response:
+    """Of each instance a de-identified copy and its size, series by series, under names like those of `send_zip`."""
+    response = Response(_zipped_copies(files), content_type=ZIP, direct_passthrough=True)
+    response.headers["Content-Disposition"] = 'attachment; filename="deidentified.zip"'
+    return validated(response, etag)
+
+
+def _zipped_copies(files: Iterator[tuple[InstanceRow, BinaryIO, int]]) -> Iterator[bytes]:
+    target = ZipStream()
+    for number, (_, copies) in enumerate(groupby(files, key=lambda each: each[0].series_uid), 1):
+        for place, (_, file, size) in enumerate(copies, 1):
+            target.add(read_in_pieces(file), f"DICOM/S{number:06}/I{place:06}", size=size)
+            yield from target.all_files()
+    yield from target.finalize()
+
+
 def _zipped(rows: Sequence[InstanceRow], files: Files, *, with_directory: bool) -> Iterator[bytes]:
     archive, first = current_service().archive, next(files)  # now: its failure is still an answer of its own
     return _stream(archive, rows, first, files, with_directory=with_directory)

@@ -396,6 +396,18 @@ def test_whoever_logs_in_sees_what_they_may_do(browser: Any, closed_server: Any,
     expect(administrator.locator("#share-link")).to_have_value(re.compile("/share/"))
     stranger.goto(administrator.locator("#share-link").input_value())
     wait_for_picture(stranger)
+    administrator.get_by_label("De-identified copies only").check()
+    expect(administrator.locator("#share-link")).to_have_value(re.compile("/share/"))
+    researcher = browser.new_context().new_page()
+    pages.append(researcher)
+    researcher.goto(administrator.locator("#share-link").input_value())
+    expect(researcher.get_by_text("1 image in 1 series")).to_be_visible()
+    expect(researcher.get_by_text("Lena")).to_have_count(0)
+    with researcher.expect_download() as waiting:
+        researcher.get_by_role("link", name="Download as ZIP").click()
+    archive = zipfile.ZipFile(waiting.value.path())
+    (name,) = archive.namelist()
+    assert pydicom.dcmread(BytesIO(archive.read(name))).PatientIdentityRemoved == "YES"
     administrator.get_by_role("button", name="Close").click()
     administrator.get_by_role("button", name="Delete").click()
     administrator.get_by_role("menuitem", name="This study").click()

@@ -81,17 +81,21 @@ def store_from_the_page(page: Any, file: Any) -> Any:
     return answer.value
 
 
+def authorize(page: Any, name: str) -> None:
+    page.get_by_role("button", name="Authorize").first.click()
+    scheme = page.locator(".auth-container", has_text="password")
+    scheme.locator("input[type=text]").fill(name)
+    scheme.locator("input[type=password]").fill(PASSWORD)
+    scheme.get_by_role("button", name="Apply credentials").click()
+    page.get_by_role("button", name="Close").first.click()
+
+
 def test_whoever_presses_authorize_may_store(new_page: Any, closed_server: Any, tmp_path: Any) -> None:
     (tmp_path / "image.dcm").write_bytes(make_file())
     page = new_page(server=closed_server)
     page.goto(f"{closed_server.url}/swagger")
     assert store_from_the_page(page, tmp_path / "image.dcm").status == 401
-    page.get_by_role("button", name="Authorize").first.click()
-    scheme = page.locator(".auth-container", has_text="password")
-    scheme.locator("input[type=text]").fill("ada")
-    scheme.locator("input[type=password]").fill(PASSWORD)
-    scheme.get_by_role("button", name="Apply credentials").click()
-    page.get_by_role("button", name="Close").first.click()
+    authorize(page, "ada")
     with page.expect_response(lambda answer: "/dicomweb/studies" in answer.url) as answer:
         page.locator("[id$='-store_instances']").get_by_role("button", name="Execute").click()
     assert answer.value.status == 200
@@ -103,3 +107,65 @@ def test_whoever_is_logged_in_may_store(new_page: Any, closed_server: Any, tmp_p
     log_in(page, closed_server, "ada")
     page.goto(f"{closed_server.url}/swagger")
     assert store_from_the_page(page, tmp_path / "image.dcm").status == 200
+
+
+LAST = {"DELETE": 1, "POST /logout": 2}  # after everything else, in this order
+
+
+def operations(server: Any) -> list[tuple[str, str, dict[str, Any]]]:
+    """(method, path, operation) of everything in the description: first what stores, at last what deletes."""
+    paths = requests.get(f"{server.url}/openapi.json", timeout=60).json()["paths"]
+    found = [
+        (method.upper(), path, operation | {"parameters": item.get("parameters", []) + operation.get("parameters", [])})
+        for path, item in paths.items()
+        for method, operation in item.items()
+        if method in ("get", "post", "put", "delete")
+    ]
+    return sorted(
+        found,
+        key=lambda each: (
+            LAST.get(each[0]) or LAST.get(" ".join(each[:2]), 0),
+            each[0] != "POST",
+            -len(each[1]) if each[0] == "DELETE" else 0,
+        ),
+    )
+
+
+def test_every_operation_can_be_tried_from_the_page(new_page: Any, closed_server: Any, tmp_path: Any) -> None:
+    dataset = make_dataset(PatientName="Swagger^Every")
+    (tmp_path / "image.dcm").write_bytes(make_file(dataset))
+    for kept in ({"SeriesInstanceUID": dataset.SeriesInstanceUID}, {}):  # so that deleting one leaves its parents
+        other = make_file(StudyInstanceUID=dataset.StudyInstanceUID, **kept)
+        headers = {"Content-Type": "application/dicom"}
+        requests.post(f"{closed_server.root}/studies", other, headers=headers, auth=("ada", PASSWORD), timeout=60)
+    page = new_page(server=closed_server, viewport={"width": 1200, "height": 700})
+    page.goto(f"{closed_server.url}/swagger")
+    authorize(page, "ada")
+    study, series, instance = dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID
+    values = {"study": study, "series": series, "instance": instance, "frame_list": "1", "attribute": "7FE00010"}
+    values |= {"studyUID": study, "seriesUID": series, "objectUID": instance}
+    answers = {}
+    for method, path, operation in operations(closed_server):
+        block = page.locator(f"[id$='-{operation['operationId']}']")
+        block.locator("button.opblock-summary-control").click()
+        for parameter in operation["parameters"]:
+            if parameter.get("required") and parameter["name"] in values and "enum" not in parameter["schema"]:
+                row = block.locator(f"tr[data-param-name='{parameter['name']}'] input")
+                row.fill(values[parameter["name"]])
+        if "STOW-RS" in operation["tags"]:
+            block.locator("select[aria-label='Request content type']").select_option("application/dicom")
+            block.locator("input[type=file]").set_input_files(tmp_path / "image.dcm")
+        elif "requestBody" in operation:
+            block.locator("textarea").first.fill(f'{{"study": "{study}"}}')
+        with page.expect_response(lambda answer, method=method: answer.request.method == method) as waiting:
+            block.get_by_role("button", name="Execute").click()
+        answer = waiting.value
+        answers[operation["operationId"]] = answer.status
+        assert str(answer.status) in operation["responses"], f"{method} {path}: {answer.status} is not described"
+        if path == "/shares" and method == "POST":
+            made = answer.json()
+            values |= {"share": made["id"], "token": made["url"].rpartition("/")[2]}
+        block.locator("button.opblock-summary-control").click()
+    faults = {name: status for name, status in answers.items() if status >= 400}
+    assert faults == {"log_in_with_the_form_of_the_login_page": 403, "log_out": 403}  # they are the forms' own
+    assert page.complaints == []

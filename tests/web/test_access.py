@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from time import time
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from argon2 import PasswordHasher
@@ -89,7 +91,7 @@ EXPECTED: list[tuple[str, str, Permission]] = [
 
 
 #: Of what is for readers, that of which a de-identified copy is given.
-COPIES = r"/(dicomweb|api|wadors)/studies/<study>(/series/<series>(/instances/<instance>)?)?(/metadata)?"
+COPIES = r"/(dicomweb|api|wadors)/studies/<study>(/series/<series>(/instances/<instance>)?)?(/metadata)?|/study/<study>"
 
 
 def expected(method: str, rule: Rule) -> Permission:
@@ -400,6 +402,12 @@ def test_copies_of_studies_series_and_instances_say_nothing_of_the_patient(door:
             assert secret not in metadata.data
     alone = door.get(instance, headers=who | {"Accept": "application/dicom"})
     assert alone.data[128:132] == b"DICM"
+    packed = ZipFile(BytesIO(door.get(study, headers=who | {"Accept": "application/zip"}).data))
+    assert packed.namelist() == ["DICOM/S000001/I000001"]
+    assert b"SECRET-1" not in packed.read(packed.namelist()[0])
+    page = door.get(f"/study/{uids['study']}", headers=who)
+    assert "1 image in 1 series" in page.text
+    assert "Secret" not in page.text
     for path in (
         f"{study}/rendered",
         f"{instance}/frames/1",

@@ -20,7 +20,7 @@ from ... import __version__
 from ...access import Permission
 from ...dicom.attributes import attribute_names
 from ..assets import send_asset
-from ..auth import current_caller, current_csrf_token, needs
+from ..auth import current_caller, current_csrf_token, needs, sees_copies_only
 from ..ohif_viewer import is_installed
 from ..service import check_uids, current_service, server_url
 
@@ -55,10 +55,14 @@ def studies_page() -> Response:
 
 
 @blueprint.route("/study/<study>")
-@needs(Permission.READ)
+@needs(Permission.DEIDENTIFIED)
 def study_page(study: str) -> Response:
-    """The series and instances of a study, with previews."""
+    """The series and instances of a study, with previews; for who sees de-identified copies only, their download."""
     check_uids(study=study)
+    if sees_copies_only():
+        images = current_service().archive.instances(study)
+        many = {"images": len(images), "series": len({image.series_uid for image in images})}
+        return _page("copies.html", title="De-identified study", study=study, only_copies=True, **many)
     return _page("study.html", title="Study", study=study)
 
 

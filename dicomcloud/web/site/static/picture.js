@@ -156,10 +156,10 @@ export class Picture {
     this.halt();
     $("#spinner").hidden = true;
     if (!this.image.getAttribute("src")) return;
-    let reason = "";
-    try {
+    let reason = hasPixels(this.attributes) ? "" : "It holds no pixel data.";
+    if (!reason) try {
       const answer = await fetch(this.image.src, { headers: { Accept: "image/jpeg, application/json" } });
-      reason = answer.ok ? "" : (await answer.json()).message;
+      reason = answer.ok ? "" : (await answer.json()).message.replace(/^None of the acceptable.*/s, "");
     } catch { /* the note says enough */ }
     this.image.hidden = true;
     $("#stage-note").textContent = `There is no picture of this object. ${reason ?? ""} Its tags can be read, and it can be downloaded.`;
@@ -229,6 +229,8 @@ export class Picture {
     for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, () => { start = null; });
   }
 }
+
+const hasPixels = (attributes) => ["7FE00010", "7FE00008", "7FE00009"].some((tag) => tag in attributes) || WAVEFORM in attributes;
 
 /** image, video or page. */
 export function kindOf(attributes) {

@@ -227,16 +227,27 @@ async function remove(url, what, whole) {
 $("#share").addEventListener("click", () => {
   const address = new URL(`${base}/study/${study}`, location.href).href;
   $("#share-link").value = address;
+  replaced = null;
   const choices = $("#share-dialog .choices");
-  if (choices) $("[value='']", choices).checked = true;
+  if (choices) {
+    $("[value='']", choices).checked = true;
+    Object.assign($("#share-deidentified"), { checked: false, disabled: true });
+  }
   $("#share-dialog").showModal();
 });
+let replaced = null; // the link that was made for other choices, and that nobody has got
 $("#share-dialog .choices")?.addEventListener("change", async () => {
   const forAnybody = $("#share-dialog [value=anybody]").checked;
   $("#share-link").value = "";
+  $("#share-deidentified").disabled = !forAnybody;
+  const deidentified = $("#share-deidentified").checked;
   try {
-    const asked = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ study, hours: Number($("#share-hours").value) }) };
-    $("#share-link").value = forAnybody ? (await (await request(`${base}/shares`, asked)).json()).url : new URL(`${base}/study/${study}`, location.href).href;
+    const body = JSON.stringify({ study, hours: Number($("#share-hours").value), deidentified });
+    const asked = { method: "POST", headers: { "Content-Type": "application/json" }, body };
+    if (replaced) await request(`${base}/shares/${replaced}`, { method: "DELETE" });
+    const made = forAnybody ? await (await request(`${base}/shares`, asked)).json() : null;
+    replaced = made?.id ?? null;
+    $("#share-link").value = made?.url ?? new URL(`${base}/study/${study}`, location.href).href;
   } catch (error) {
     $("#share-dialog").close();
     alert(error.message);
@@ -249,6 +260,7 @@ $("#share-copy").addEventListener("click", async () => {
   } catch {
     document.execCommand("copy"); // the clipboard API needs https
   }
+  replaced = null;
   $("#share-dialog").close();
   toast("The link is in the clipboard.");
 });
