@@ -16,7 +16,7 @@ import requests
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.conformance.conftest import log_in
+from tests.conformance.conftest import PASSWORD, log_in
 from tests.data import make_dataset, make_file, pydicom_files
 
 NewPage = Callable[..., Any]
@@ -316,35 +316,64 @@ def test_the_keyboard_is_enough(server: Any, new_page: NewPage, study: Any) -> N
     expect(page.get_by_role("dialog", name="Keyboard")).to_be_visible()
 
 
+def check(page: Any, installed: Path) -> None:
+    """axe-core finds nothing serious, and nothing is wider than the page."""
+    page.evaluate((installed / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    faults = {
+        each["id"]: [node["html"][:200] for node in each["nodes"]]
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    }
+    assert faults == {}
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 390])
 def test_the_pages_are_accessible_and_fit(
     server: Any, new_page: NewPage, study: Any, installed: Path, scheme: str, width: int
 ) -> None:
     page = new_page(viewport={"width": width, "height": 844}, color_scheme=scheme, has_touch=width < 500)
-    axe = (installed / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
-
-    def check() -> None:
-        page.evaluate(axe)
-        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        faults = {
-            each["id"]: [node["html"][:200] for node in each["nodes"]]
-            for each in found
-            if each["impact"] in ("serious", "critical")
-        }
-        assert faults == {}
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
-
     page.goto(server.url)
     expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
     page.get_by_role("button", name="Archive").click()
     expect(page.locator("[data-figure=bytes]")).not_to_have_text("–")
-    check()
+    check(page, installed)
     open_study(page, server, study)
-    check()
+    check(page, installed)
     page.get_by_role("tab", name="Tags").click()
     expect(page.locator("#tags tr").first).to_be_visible()
-    check()
+    check(page, installed)
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_logging_in_and_sharing_are_accessible(
+    closed_server: Any, new_page: NewPage, installed: Path, scheme: str
+) -> None:
+    dataset = make_dataset(PatientName="Shared^Sarah")
+    headers, who = {"Content-Type": "application/dicom"}, ("ada", PASSWORD)
+    requests.post(f"{closed_server.root}/studies", make_file(dataset), headers=headers, auth=who, timeout=60)
+    page = new_page(server=closed_server, viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    page.goto(closed_server.url)
+    check(page, installed)
+    page.get_by_label("Name").fill("ada")
+    page.get_by_label("Password").fill("wrong")
+    page.get_by_label("Password").press("Enter")
+    expect(page.get_by_role("alert")).to_be_visible()
+    check(page, installed)
+    log_in(page, closed_server, "ada")
+    page.goto(f"{closed_server.url}/study/{dataset.StudyInstanceUID}")
+    wait_for_picture(page)
+    page.get_by_role("button", name="Share").click()
+    page.get_by_label("Whoever has the link").check()
+    page.get_by_label("De-identified copies only").check()
+    expect(page.locator("#share-link")).to_have_value(re.compile("/share/"))
+    check(page, installed)
+    page.goto(page.locator("#share-link").input_value())
+    expect(page.get_by_role("heading", name="De-identified study")).to_be_visible()
+    check(page, installed)
     assert page.complaints == []
 
 
