@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -185,18 +186,32 @@ def _unpacked(package: Path, target: Path) -> Path:
                 archive.extractall(target)  # takes .. and absolute paths out of names
         elif tarfile.is_tarfile(package):
             root = target
+            _check_stream(package)
             with tarfile.open(package) as archive:
                 members = archive.getmembers()
                 _check_size([(member.name, member.size) for member in members])
                 archive.extractall(target, members=members, filter="data")
         else:
             raise CannotInstall(f"{package} is neither a folder, a ZIP file nor a package file (.tgz)")
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
         raise CannotInstall(f"{package} cannot be unpacked: {error}") from None
     for place in ("", "dist", "package/dist", "package"):
         if _is_viewer(root / place):
             return root / place
     raise CannotInstall(f"{package} holds no ready-built OHIF viewer: index.html, app-config.js and app.bundle.*.js")
+
+
+def _check_stream(package: Path) -> None:
+    """Read a compressed package to its end, where its check sum is: tarfile takes damage for the end of the archive."""
+    with package.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return
+    unpacked = 0
+    with gzip.open(package) as stream:
+        while piece := stream.read(1 << 20):
+            unpacked += len(piece)
+            if unpacked > _LARGEST:
+                raise CannotInstall("The package is far larger than a viewer")
 
 
 def _check_size(entries: list[tuple[str, int]]) -> None:

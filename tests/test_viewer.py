@@ -74,7 +74,11 @@ def test_another_version_takes_the_place_of_the_first(built: Path, tmp_path: Pat
     assert not (target / "left-over.js").exists()
 
 
-@pytest.mark.parametrize("kind", ["empty folder", "text", "zip of something else", "broken zip", "traversing tar"])
+KINDS = ["nothing", "empty folder", "text", "zip of something else", "broken zip", "traversing tar"]
+KINDS += ["damaged zip", "cut package", "damaged package"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_viewer_is_refused_and_the_installed_one_stays(built: Path, tmp_path: Path, kind: str) -> None:
     target, source = tmp_path / "data" / "viewer", tmp_path / "source"
     viewer.install(target, built)
@@ -82,10 +86,18 @@ def test_what_is_no_viewer_is_refused_and_the_installed_one_stays(built: Path, t
         source.mkdir()
     elif kind == "text":
         source.write_text("hello", encoding="utf-8")
+    elif kind == "damaged zip":
+        content = bytearray(packed(built, "zip").read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        source.write_bytes(content)
+    elif kind in ("cut package", "damaged package"):
+        content = bytearray(packed(built, "tgz").read_bytes())
+        content[-6] ^= 0xFF  # in the check sum
+        source.write_bytes(content[: len(content) // 2] if kind == "cut package" else content)
     elif kind == "traversing tar":
         with tarfile.open(source, "w") as archive:
             archive.addfile(tarfile.TarInfo("../../outside"), io.BytesIO())
-    else:
+    elif kind != "nothing":
         with zipfile.ZipFile(source, "w") as archive:
             archive.writestr("readme.txt", "x" * 1000)
         if kind == "broken zip":
