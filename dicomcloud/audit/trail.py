@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from threading import Event as Signal
 from threading import Lock, Thread
 from time import time_ns
@@ -19,7 +19,7 @@ from typing import Any, Final
 import orjson
 
 from ..errors import DicomWebError
-from ..index.audit import AuditTable, Event
+from ..index.audit import PRUNE, AuditTable, Event
 from .actor import current_actor
 from .syslog import Forwarder, SyslogServer
 
@@ -117,6 +117,15 @@ class AuditTrail:
         if events:
             self.table.append_within(events)
             current_actor().recorded = True
+
+    def prune(self, through: int) -> Iterator[int]:
+        """Remove the events up to a number for ever; yields how many went, piecemeal. What is left can be verified.
+
+        An event says so first, with the hash of the last one that goes (`AuditTable.verify`). Raises Unavailable.
+        """
+        detail = {"through": through, "hash": self.table.hash_of(through)}
+        self.table.append([self._event(PRUNE, 200, detail=orjson.dumps(detail).decode())])
+        yield from self.table.remove(through)
 
     def _event(
         self,

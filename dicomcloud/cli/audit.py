@@ -6,9 +6,11 @@ import json
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from time import time_ns
 from typing import Any
 
 import click
+from tqdm import tqdm
 
 from ..archive import AuditEntry
 from .program import Program, commands, fail
@@ -65,11 +67,51 @@ def verify_trail(program: Program) -> None:
     with program.archive() as archive:
         faults = list(archive.audit.table.verify())
         number, last = archive.audit.table.head()
+        pruned = archive.audit.table.pruned()
     for fault in faults[:20]:
         click.echo(f"{fault.sequence}: {fault.message}", err=True)
     if faults:
         fail(f"The audit trail of {number} events is NOT what was written.", 1)
     click.echo(f"The audit trail is whole: {number} events, the last with hash {last}")
+    if pruned is not None:
+        click.echo(f"Those up to {pruned.sequence} were removed by {pruned.caller} at {_time(pruned.moment)}.")
+
+
+@audit.command("prune")
+@click.option("--before", metavar="WHEN", help="What ended before this time: 2020-01-01, or 2020-01-01T14:30, UTC.")
+@click.option("--keep-days", type=click.IntRange(1), help="What is older than so many days.")
+@click.option("--delete", "delete_them", is_flag=True, help="Remove it. Without this, it is only told.")
+@click.pass_obj
+def prune_trail(program: Program, before: str | None, keep_days: int | None, delete_them: bool) -> None:
+    """Remove old events, which nothing else ever does. What is left can be verified as before.
+
+    Events are removed from the beginning, up to the first that is to be kept, for ever: the law may ask for many
+    years, and `audit list --until WHEN --json` puts them into a file first. An event of the trail says who removed
+    what, with the hash of the last one removed. The server may run meanwhile.
+    """
+    if (before is None) == (keep_days is None):
+        fail("Say what is old: either --before or --keep-days.", 2)
+    if before is not None:
+        moment = _moment(before)[0]
+    else:
+        assert keep_days is not None
+        moment = time_ns() // 1000 - keep_days * _DAY
+    with program.archive() as archive:
+        table = archive.audit.table
+        first, through = table.first(), table.older(moment)
+        if program.settings.audit_syslog and through > (sent := table.forwarded()):
+            click.echo(f"Only what the syslog server has been sent can go: up to {sent}.", err=True)
+            through = sent
+        number = max(through - first + 1, 0)
+        if not number:
+            click.echo("No event is that old.")
+        elif not delete_them:
+            click.echo(f"{number} events, {first} to {through}, would be removed; --delete does it.")
+        else:
+            with tqdm(total=number, unit="event", disable=None) as progress:
+                for gone in archive.audit.prune(through):
+                    progress.update(gone)
+            click.echo(f"{number} events, {first} to {through}, were removed.")
 
 
 def _lines(entries: Iterator[AuditEntry], as_json: bool) -> Iterator[str]:

@@ -1,13 +1,16 @@
 """The SQL of the audit trail: a chain of rows, each with the hash of itself and the one before.
 
 A row is added while the row of `audit_chain` is held, which serialises writers of all processes and machines; the trail
-has no gaps and no forks. Rows are never changed (`Database.append_only`).
+has no gaps and no forks. Rows are never changed (`Database.append_only`). What need not be kept any more can be
+removed from the beginning: an event of the trail itself, PRUNE, then says up to where, and has the hash of the last row
+that went, so that what is left still follows from it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from time import time_ns
 from typing import Final, NamedTuple
 
@@ -16,6 +19,7 @@ import orjson
 from .database import Database, unit_of_work
 
 START: Final = "0" * 64  # the hash before the first row
+PRUNE: Final = "prune"  # the action of events that say what was removed
 _LENGTHS: Final = {
     "action": 24,
     "caller": 100,
@@ -28,6 +32,7 @@ _LENGTHS: Final = {
     "detail": 4000,
 }
 _BATCH: Final = 500
+_REMOVED_AT_ONCE: Final = 5000  # rows; writers wait meanwhile
 
 
 class Event(NamedTuple):
@@ -64,6 +69,15 @@ class Fault(NamedTuple):
 
     sequence: int
     message: str
+
+
+class Pruned(NamedTuple):
+    """What was removed from the beginning: rows up to `sequence`, of which `hash` is the hash; by whom, and when."""
+
+    sequence: int
+    hash: str
+    caller: str
+    moment: int
 
 
 _COLUMNS: Final = ", ".join(Event._fields)
@@ -141,21 +155,71 @@ class AuditTable:
             after = rows[-1][0]
 
     def verify(self) -> Iterator[Fault]:
-        """Every place where a row is missing, was changed or was put in."""
+        """Every place where a row is missing, was changed or was put in; what `prune` removed is not missing."""
         last, head = self.head()
         expected, previous = 1, START
+        pruned = self.pruned()
         for entry in self.entries():
             if entry.sequence > last:
                 break  # written since
+            if expected == 1 < entry.sequence and pruned is not None and entry.sequence <= pruned.sequence + 1:
+                expected = entry.sequence
+                # A removal that broke off has left rows that are to go. The last of them tells for those before.
+                previous = pruned.hash if entry.sequence > pruned.sequence else ""
             if entry.sequence != expected:
                 yield Fault(expected, f"the rows {expected} to {entry.sequence - 1} are missing")
-            elif link(previous, entry.sequence, entry.event) != entry.hash:
+            elif previous and link(previous, entry.sequence, entry.event) != entry.hash:
                 yield Fault(entry.sequence, "this row, or the one before, is not what was written")
+            elif pruned is not None and entry.sequence == pruned.sequence and entry.hash != pruned.hash:
+                yield Fault(entry.sequence, "this row is not the one that was to be removed last")
             expected, previous = entry.sequence + 1, entry.hash
         if expected <= last:
             yield Fault(expected, f"the rows {expected} to {last} are missing at the end")
         elif last and previous != head:
             yield Fault(last, "the last row is not the one that was written last")
+
+    # Removing what need not be kept any more
+
+    def older(self, moment: int) -> int:
+        """The number of the last of the rows at the beginning that all ended before `moment`; 0: there are none."""
+        row = self._run("SELECT MIN(sequence) FROM audit_event WHERE ended_at >= ?", (moment,)).fetchone()
+        return int(row[0]) - 1 if row[0] is not None else self.head()[0]
+
+    def first(self) -> int:
+        """The number of the first row that is there; the one after the last where there is none."""
+        row = self._run("SELECT MIN(sequence) FROM audit_event").fetchone()
+        return int(row[0]) if row[0] is not None else self.head()[0] + 1
+
+    def forwarded(self) -> int:
+        """The number of the last row that a syslog server was sent."""
+        return int(self._run("SELECT forwarded FROM audit_chain WHERE id = 1").fetchone()[0])
+
+    def hash_of(self, sequence: int) -> str:
+        """The hash of a row that is there."""
+        return str(self._run("SELECT hash FROM audit_event WHERE sequence = ?", (sequence,)).fetchone()[0])
+
+    def pruned(self) -> Pruned | None:
+        """What was removed, by the last event that says so."""
+        found = None
+        for entry in self.entries(action=PRUNE):
+            with suppress(ValueError, KeyError, TypeError):
+                detail = orjson.loads(entry.event.detail)
+                found = Pruned(int(detail["through"]), str(detail["hash"]), entry.event.caller, entry.event.ended_at)
+        return found
+
+    def remove(self, through: int) -> Iterator[int]:
+        """Remove the rows up to a number, after the event that says so was written; yields how many went, piecemeal."""
+        while (first := self.first()) <= through:
+            upto = min(first + _REMOVED_AT_ONCE - 1, through)
+            self._remove(upto)
+            yield upto - first + 1
+
+    @unit_of_work
+    def _remove(self, upto: int) -> None:
+        with self._database.write():
+            self._database.not_append_only("audit_event")
+            self._run("DELETE FROM audit_event WHERE sequence <= ?", (upto,))
+            self._database.append_only("audit_event")
 
     # Forwarding to a syslog server: one process of all has the task, for a time
 

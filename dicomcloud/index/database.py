@@ -191,6 +191,10 @@ class Database(peewee.Database):
         """From now on rows of this table can be added, but neither changed nor deleted."""
         raise NotImplementedError
 
+    def not_append_only(self, table: str) -> None:
+        """Undo `append_only`; in a transaction that does it again at its end."""
+        raise NotImplementedError
+
     def migrator(self) -> SchemaMigrator:
         """Peewee's schema operations for this database."""
         raise NotImplementedError
@@ -403,6 +407,10 @@ class SQLite(peewee.SqliteDatabase, Database):
                 f"CREATE TRIGGER {table}_no_{action.lower()} BEFORE {action} ON {table}"
                 f" BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
             )
+
+    def not_append_only(self, table: str) -> None:
+        for action in ("update", "delete"):
+            self.run(f"DROP TRIGGER {table}_no_{action}")
 
     def page(self, limit: int, offset: int) -> tuple[str, list[Any]]:
         return "LIMIT ? OFFSET ?", [limit, offset]

@@ -190,6 +190,62 @@ def test_what_was_changed_behind_its_back_is_found(app: Flask, run: Run, stateme
     assert named in broken.stderr
 
 
+def test_old_events_are_removed_when_asked_and_the_rest_still_verifies(app: Flask, run: Run) -> None:
+    fill(app)
+    table = app.extensions["dicomcloud"].archive.audit.table
+    assert run("audit", "prune", "--keep-days", "30", "--delete").stdout == "No event is that old.\n"
+    assert "6 events, 1 to 6, would be removed" in run("audit", "prune", "--before", "2100-01-01").stdout
+    assert len(list(table.entries())) == 6
+    table.append([Event(2**60, 2**60, "store", 200, 1, "late", "", "", "1.2", "", "", "", "")])
+    done = run("audit", "prune", "--before", "2100-01-01", "--delete")
+    assert (done.returncode, "6 events, 1 to 6, were removed" in done.stdout) == (0, True)
+    assert [(entry.sequence, entry.event.action) for entry in table.entries()] == [(7, "store"), (8, "prune")]
+    verified = run("audit", "verify")
+    assert (verified.returncode, "up to 6 were removed by operator:" in verified.stdout) == (0, True)
+    with pytest.raises(Exception, match="append-only"):
+        table._run("DELETE FROM audit_event")
+    assert [
+        run("audit", "prune", *days).returncode for days in ([], ["--before", "2020-01-01", "--keep-days", "3"])
+    ] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        ("DELETE FROM audit_event WHERE sequence = 4", "1: the rows 1 to 4 are missing"),
+        ("UPDATE audit_event SET caller = 'bert' WHERE sequence = 4", "4: this row"),
+        ('UPDATE audit_event SET detail = \'{"through":4,"hash":"x"}\' WHERE sequence = 7', "7: this row"),
+        ("DELETE FROM audit_event WHERE action = 'prune'", "1: the rows 1 to 3 are missing"),
+    ],
+)
+def test_what_was_changed_beside_a_removal_is_found(app: Flask, run: Run, statement: str, named: str) -> None:
+    path = fill(app)
+    trail = app.extensions["dicomcloud"].archive.audit
+    assert sum(trail.prune(3)) == 3
+    assert run("audit", "verify").returncode == 0
+    with sqlite3.connect(path) as database:
+        for action in ("update", "delete"):
+            database.execute(f"DROP TRIGGER audit_event_no_{action}")
+        database.execute(statement)
+    broken = run("audit", "verify")
+    assert (broken.returncode, named in broken.stderr) == (1, True), broken.stderr
+
+
+def test_a_removal_that_broke_off_leaves_a_trail_that_verifies_and_is_finished_later(app: Flask, run: Run) -> None:
+    fill(app)
+    trail = app.extensions["dicomcloud"].archive.audit
+    trail.prune(4).close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dicomcloud.index.audit._REMOVED_AT_ONCE", 2)
+        breaks_off = trail.prune(5)
+        assert next(breaks_off) == 2
+        breaks_off.close()
+        assert run("audit", "verify").returncode == 0
+        assert list(trail.prune(5)) == [2, 1]
+    assert run("audit", "verify").returncode == 0
+    assert trail.table.first() == 6
+
+
 def append_many(url: str, name: str) -> None:
     table = AuditTable(open_database(url))
     for number in range(40):

@@ -391,6 +391,9 @@ class SqlServer(Database):
             f" THROW 50001, '{table} is append-only', 1"
         )
 
+    def not_append_only(self, table: str) -> None:
+        self.run(f"DROP TRIGGER {table}_append_only")
+
 
 class _Savepoint:
     """A point in a transaction to go back to. Its name may have 32 characters, Peewee's own has 33."""
