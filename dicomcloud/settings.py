@@ -426,15 +426,29 @@ class Settings:
     oidc_issuer: str = _option(
         "",
         PUBLIC_URL,
-        "Issuer of bearer tokens (JWT) that are accepted, e.g. `https://login.example/realms/clinic`. Empty: none.",
+        "OpenID Connect issuer whose bearer tokens (JWT) are accepted, and where people can log in "
+        "(`oidc_client_id`), e.g. `https://login.example/realms/clinic`. Empty: none.",
     )
     oidc_audience: tuple[str, ...] = _option(
-        (), WORDS, "What a token must be meant for (`aud`): one of these. Needed with `oidc_issuer`."
+        (), WORDS, "What a bearer token must be meant for (`aud`): one of these. Needed to take any."
     )
     oidc_jwks_url: str = _option(
         "",
         PUBLIC_URL,
         "Where the issuer publishes its keys. Empty: what `/.well-known/openid-configuration` of the issuer says.",
+    )
+    oidc_client_id: str = _option(
+        "",
+        TEXT,
+        "Name under which this server is registered at `oidc_issuer`, so that people log in there with their browser "
+        "(authorization code with PKCE); register `https://HOST/login/callback` as its redirect URI. Empty: the login "
+        "page asks for local names and passwords only.",
+    )
+    oidc_client_secret: str = _option(
+        "", PASSWORD, "Secret that the issuer gave this server, where it is registered as a confidential client."
+    )
+    oidc_scopes: tuple[str, ...] = _option(
+        ("openid", "profile"), WORDS, "What such a login asks for, e.g. with `groups` or `roles` in addition."
     )
     oidc_name_claim: str = _option(
         "preferred_username", TEXT, "Claim of a token that names the user; `sub` where it is missing."

@@ -17,13 +17,14 @@ from threading import Lock
 from time import monotonic
 from typing import Any, Final, Protocol, TypeVar
 
-from itsdangerous import BadSignature, URLSafeSerializer
+from itsdangerous import BadSignature, URLSafeSerializer, URLSafeTimedSerializer
 
-from ..errors import Unauthorized, Unavailable
+from ..errors import Forbidden, NotFound, Unauthorized, Unavailable
 from ..index.accounts import NEVER, Accounts, Session, Share, User, now
 from . import credentials
-from .caller import Caller
+from .caller import ROLES, Caller
 from .failures import Failures
+from .login_server import Attempt, LoginFailed, LoginServer, LoginServerAway
 from .studies import Studies, parse_studies
 from .tokens import InvalidToken, KeysAway, Tokens, claim
 
@@ -32,6 +33,7 @@ Row = TypeVar("Row")
 
 _REMEMBERED: Final = 2.0  # seconds
 _MOST_REMEMBERED: Final = 10_000
+LONGEST_LOGIN: Final = 900  # seconds that a login at another server may take
 _TOUCHED: Final = 60_000_000  # microseconds between two notes that a session is used
 
 
@@ -84,6 +86,7 @@ class Authentication:
         accounts: Accounts,
         *,
         tokens: Tokens | None = None,
+        login_server: LoginServer | None = None,
         external: External | None = None,
         authenticators: Iterable[Authenticator] = (),
         noticed: Callable[[str, str, int], None] = lambda name, method, outcome: None,
@@ -93,6 +96,7 @@ class Authentication:
     ) -> None:
         self._accounts = accounts
         self._tokens = tokens
+        self.login_server = login_server
         self._external = external or External()
         self._authenticators = tuple(authenticators)
         self._noticed = noticed  # called with name, method and HTTP status of a login
@@ -190,19 +194,25 @@ class Authentication:
             raise Unauthorized(f"The login is not good: {error}") from None
         except KeysAway as error:
             raise Unavailable(f"The login cannot be checked: {error}") from None
+        return self._external_caller(*self._told_by(claims), "token")
+
+    def _told_by(self, claims: Mapping[str, Any]) -> tuple[str, list[str]]:
+        """The name and the groups of a token's user. Raises Unauthorized."""
         name = claim(claims, self._external.name_claim) or claims.get("sub")
         if not isinstance(name, str) or not name.strip():
             raise Unauthorized("The token does not name its user")
-        roles = claim(claims, self._external.roles_claim) or ()
-        if isinstance(roles, str):
-            roles = roles.split()
-        return self._external_caller(name.strip(), [str(role) for role in roles], "token")
+        groups = claim(claims, self._external.roles_claim) or ()
+        if isinstance(groups, str):
+            groups = groups.split()
+        return name.strip(), [str(group) for group in groups] if isinstance(groups, list | tuple) else []
 
     def _external_caller(self, name: str, groups: Sequence[str], method: str) -> Caller:
-        """One who is known elsewhere. The local entry of the name counts when it has no password of its own: else
-        somebody could choose the name of an administrator there."""
         names = self._external.role_names
-        roles = [names.get(group, group) for group in groups if group]
+        return self._known_elsewhere(name, [names.get(group, group) for group in groups if group], method)
+
+    def _known_elsewhere(self, name: str, roles: list[str], method: str) -> Caller:
+        """One whose name and roles others tell. The local entry of the name counts when it has no password of its own:
+        else somebody could choose the name of an administrator there."""
         user = self._user(name.casefold()[:100])
         studies = None
         if user is not None and not user.password:
@@ -223,6 +233,57 @@ class Authentication:
         self._noticed(user_name, "session", 200)
         return self._open(Session(user_name, "", moment, moment, moment + self._longest), "")
 
+    # Logins at another server. Nothing of their users is kept here but a session: its cookie carries their roles, after
+    # a dot. The row has the checksum of the cookie as a whole, so that roles cannot be changed without losing it.
+
+    def begin_login(self, target: str, redirect_uri: str) -> tuple[str, str]:
+        """Where a browser is sent to log in elsewhere, and the cookie that it keeps meanwhile. Raises Unavailable."""
+        attempt = Attempt.begin(target)
+        try:
+            url = self._elsewhere().authorization_url(attempt, redirect_uri)
+        except LoginServerAway as error:
+            raise Unavailable(f"The login server cannot be reached: {error}") from None
+        return url, self._attempts().dumps(list(attempt))
+
+    def finish_login(self, cookie: str, redirect_uri: str, *, state: str, code: str) -> tuple[OpenedSession, str]:
+        """The session of one who came back, and where they wanted to go.
+
+        Raises Unauthorized; Forbidden where they are somebody who may do nothing here; Unavailable.
+        """
+        login_server = self._elsewhere()
+        try:
+            attempt = Attempt(*self._attempts().loads(cookie, max_age=LONGEST_LOGIN))
+        except (BadSignature, TypeError):
+            raise Unauthorized("The login took too long, or was begun in another browser; try again") from None
+        if not hmac.compare_digest(state.encode(), attempt.state.encode()):
+            raise Unauthorized("This is the answer to another login; try again")
+        roles_claim = self._external.roles_claim
+        try:
+            claims = login_server.claims(attempt, redirect_uri, code=code, roles_claim=roles_claim)
+        except LoginFailed as error:
+            self._noticed("", "login server", 401)
+            raise Unauthorized(f"The login failed: {error}") from None
+        except LoginServerAway as error:
+            raise Unavailable(f"The login server cannot be reached: {error}") from None
+        name, groups = self._told_by(claims)
+        caller = self._external_caller(name, groups, "session")
+        if len(caller.permissions) == 1:  # PUBLIC alone
+            self._noticed(caller.name, "login server", 403)
+            raise Forbidden(f"{caller.name} may do nothing here. An administrator can give this user a role")
+        self._noticed(caller.name, "login server", 200)
+        told = [role for group in groups if (role := self._external.role_names.get(group, group)) in ROLES]
+        moment = now()
+        session = Session(caller.name, "", moment, moment, moment + self._longest)
+        return self._open(session, "", suffix="." + ".".join(dict.fromkeys(told))), attempt.target
+
+    def _elsewhere(self) -> LoginServer:
+        if self.login_server is None:
+            raise NotFound("Nobody logs in elsewhere here (setting oidc_client_id)")
+        return self.login_server
+
+    def _attempts(self) -> URLSafeTimedSerializer:
+        return URLSafeTimedSerializer(self._secret(), salt="login")
+
     def open_share(self, token: str) -> OpenedSession:
         """A session of one who opened a share link. Raises Unauthorized for one that is not good (any more)."""
         share = self._share(token)
@@ -231,8 +292,8 @@ class Authentication:
         until = min(share.expires_at, moment + self._longest)
         return self._open(Session("", share.share_id, moment, moment, until), share.study_uid)
 
-    def _open(self, session: Session, study_uid: str) -> OpenedSession:
-        cookie = credentials.new_cookie()
+    def _open(self, session: Session, study_uid: str, *, suffix: str = "") -> OpenedSession:
+        cookie = credentials.new_cookie() + suffix
         self._accounts.add_session(credentials.checksum(cookie), session)
         return OpenedSession(cookie, (session.expires_at - session.created_at) // 1_000_000, study_uid)
 
@@ -253,13 +314,21 @@ class Authentication:
             return None if share is None or _has_ended(share) else _caller_of_share(share)
         if moment - session.used_at > self._idle:
             return None
-        user = self._user(session.user_name)
-        if user is None or user.disabled:
-            return None
+        if "." in cookie:
+            roles = [role for role in cookie.split(".")[1:] if role]
+            try:
+                caller = self._known_elsewhere(session.user_name, roles, "session")
+            except Unauthorized:  # disabled here
+                return None
+        else:
+            user = self._user(session.user_name)
+            if user is None or user.disabled:
+                return None
+            caller = _caller_of(user, "session")
         if moment - session.used_at > min(_TOUCHED, self._idle // 4):
             self._accounts.touch_session(mark, moment)
             self._remembered[("session", mark)] = (monotonic(), session._replace(used_at=moment))
-        return _caller_of(user, "session")
+        return caller
 
     # Share links
 
@@ -284,7 +353,10 @@ class Authentication:
         return share
 
     def _signer(self) -> URLSafeSerializer:
-        return URLSafeSerializer(self._look_up("secret", "", lambda _: self._accounts.secret()) or "", salt="share")
+        return URLSafeSerializer(self._secret(), salt="share")
+
+    def _secret(self) -> str:
+        return self._look_up("secret", "", lambda _: self._accounts.secret()) or ""
 
     # What the database says
 

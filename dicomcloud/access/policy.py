@@ -12,6 +12,7 @@ from ..settings import Settings, SettingsError, split_address
 from .authentication import Authentication, Authenticator, External
 from .caller import ROLES
 from .failures import Failures
+from .login_server import LoginServer
 from .tokens import Tokens
 
 log = logging.getLogger(__name__)
@@ -63,19 +64,31 @@ def open_authentication(
     here_only = is_loopback(settings.bind) or settings.bind.startswith("unix:")
     if not here_only and not settings.tls_certificate and not settings.trusted_proxies:
         log.warning("%s speaks HTTP without TLS: passwords and images can be read on the way", settings.bind)
-    if settings.oidc_issuer and not settings.oidc_audience:
+    if settings.oidc_issuer and not settings.oidc_audience and not settings.oidc_client_id:
         raise SettingsError("Setting oidc_audience is needed with oidc_issuer: tokens for others must not let in")
+    if settings.oidc_client_id and not settings.oidc_issuer:
+        raise SettingsError("Setting oidc_client_id: oidc_issuer must say where it is known")
     if settings.proxy_user_header and not settings.trusted_proxies:
         raise SettingsError("Setting proxy_user_header: trusted_proxies must say which proxy is believed")
     ways = settings.oidc_issuer or settings.proxy_user_header or authenticators
     if not asks_callers(settings, anybody_known=bool(ways) or accounts.anybody()):
         return None
     tokens = None
-    if settings.oidc_issuer:
+    if settings.oidc_issuer and settings.oidc_audience:
         tokens = Tokens(settings.oidc_issuer, settings.oidc_audience, jwks_url=settings.oidc_jwks_url)
+    login_server = None
+    if settings.oidc_client_id:
+        login_server = LoginServer(
+            settings.oidc_issuer,
+            settings.oidc_client_id,
+            secret=settings.oidc_client_secret,
+            scopes=settings.oidc_scopes,
+            jwks_url=settings.oidc_jwks_url,
+        )
     return Authentication(
         accounts,
         tokens=tokens,
+        login_server=login_server,
         external=External(
             proxy_user_header=settings.proxy_user_header,
             proxy_roles_header=settings.proxy_roles_header,

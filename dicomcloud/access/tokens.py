@@ -1,4 +1,4 @@
-"""Bearer tokens of an OpenID Connect provider: JWTs, verified with the keys it publishes. The one home of PyJWT."""
+"""Tokens of an OpenID Connect provider: JWTs, verified with the keys it publishes. The one home of PyJWT."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from threading import Lock
 from time import monotonic, time
 from typing import Any, Final
 from urllib.error import URLError
+from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import jwt
@@ -126,23 +127,31 @@ class Tokens:
 
     def _fetch(self) -> dict[str, PyJWK]:
         url = self._jwks_url or self._discovered()
-        keys = PyJWKSet.from_dict(_json_of(url)).keys
+        keys = PyJWKSet.from_dict(json_of(url)).keys
         return {key.key_id or "": key for key in keys if key.public_key_use in (None, "sig")}
 
     def _discovered(self) -> str:
-        document = _json_of(self._issuer.rstrip("/") + "/.well-known/openid-configuration")
-        if document.get("issuer") != self._issuer:
-            raise ValueError("the discovery document is another issuer's")
-        url = document.get("jwks_uri")
+        url = discovery(self._issuer).get("jwks_uri")
         if not isinstance(url, str):
             raise ValueError("the discovery document names no keys")
         return url
 
 
-def _json_of(url: str) -> dict[str, Any]:
+def discovery(issuer: str) -> dict[str, Any]:
+    """What an issuer says of itself (OpenID Connect Discovery 4). Raises OSError, ValueError."""
+    document = json_of(issuer.rstrip("/") + "/.well-known/openid-configuration")
+    if document.get("issuer") != issuer:
+        raise ValueError("the discovery document is another issuer's")
+    return document
+
+
+def json_of(url: str, form: Mapping[str, str] | None = None, **headers: str) -> dict[str, Any]:
+    """The JSON object at a URL, or with which it answers a form. Raises OSError (HTTPError is one), ValueError."""
     if not url.startswith(("https://", "http://")):
         raise ValueError("not an http or https URL")
-    with urlopen(Request(url, headers={"Accept": "application/json"}), timeout=_TIMEOUT) as answer:
+    body = None if form is None else urlencode(form).encode()
+    asked = Request(url, body, {"Accept": "application/json", **headers})
+    with urlopen(asked, timeout=_TIMEOUT) as answer:
         document = json.loads(answer.read(_LARGEST))
     if not isinstance(document, dict):
         raise ValueError("no JSON object")

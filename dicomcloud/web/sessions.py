@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -11,10 +12,10 @@ from flask import Response, redirect, request
 from flask_smorest import Blueprint
 
 from ..access import Permission
-from ..access.authentication import Authentication, OpenedSession
+from ..access.authentication import LONGEST_LOGIN, Authentication, OpenedSession
 from ..access.credentials import csrf_token, new_cookie
 from ..dicom.attributes import is_uid
-from ..errors import BadRequest, Forbidden, NotFound, TooManyRequests, Unauthorized
+from ..errors import BadRequest, Forbidden, NotFound, TooManyRequests, Unauthorized, Unavailable
 from .auth import (
     COOKIE,
     CSRF_FIELD,
@@ -31,6 +32,7 @@ from .site import page
 blueprint = Blueprint("Access", __name__, description="Who is logged in, and links to share a study")
 
 _LOGIN_COOKIE: Final = "dicomcloud_login"
+_ATTEMPT_COOKIE: Final = "dicomcloud_attempt"  # of a login at another server
 _SMALL: Final = 16 << 10  # bytes of a request with a form or a little JSON
 _SESSION: Final = {
     "200": {"description": "Who is calling", "content": {"application/json": {"schema": {"type": "object"}}}}
@@ -76,6 +78,76 @@ def log_in() -> Response:
     return response  # type: ignore[return-value]
 
 
+@blueprint.route("/login/elsewhere")
+@needs(Permission.PUBLIC)
+@blueprint.doc(
+    summary="Log in at the login server of the house",
+    parameters=[{"in": "query", "name": "next", "schema": {"type": "string"}}],
+    responses={"303": {"description": "To the login server (OpenID Connect)"}, **faults(404, 503)},
+)
+def begin_login() -> Response:
+    url, attempt = _authentication().begin_login(_local(request.args.get("next", "")), _callback())
+    response = redirect(url, 303)
+    secure = server_url().startswith("https:")
+    # Lax, not Strict: the browser comes back from another site
+    response.set_cookie(
+        _ATTEMPT_COOKIE, attempt, max_age=LONGEST_LOGIN, path="/", httponly=True, samesite="Lax", secure=secure
+    )
+    response.headers["Cache-Control"] = "no-store"
+    return response  # type: ignore[return-value]
+
+
+@blueprint.route("/login/callback")
+@needs(Permission.PUBLIC)
+@blueprint.doc(
+    summary="Come back from the login server",
+    parameters=[{"in": "query", "name": name, "schema": {"type": "string"}} for name in ("state", "code", "error")],
+    responses={"303": {"description": "Logged in; to the page that was asked for"}, **faults(401, 403, 404, 503)},
+)
+def finish_login() -> Response:
+    """OpenID Connect Core 3.1.2.5 and 3.1.2.6."""
+    authentication, given = _authentication(), request.args
+    try:
+        if "error" in given:
+            raise Unauthorized(f"The login server says: {_word(given['error'])}")
+        opened, target = authentication.finish_login(
+            request.cookies.get(_ATTEMPT_COOKIE, ""),
+            _callback(),
+            state=given.get("state", ""),
+            code=given.get("code", ""),
+        )
+    except (Unauthorized, Forbidden, Unavailable) as error:
+        response = _login_page("/", error.message, error.status)
+    else:
+        response = redirect(server_url() + _local(target), 303)  # type: ignore[assignment]
+        _set_session(response, opened)
+    response.delete_cookie(_ATTEMPT_COOKIE)
+    response.headers["Referrer-Policy"] = "no-referrer"  # the code is in this URL
+    return response
+
+
+@blueprint.route("/logout/elsewhere")
+@needs(Permission.PUBLIC)
+@blueprint.doc(
+    summary="Log out at the login server, too", responses={"303": {"description": "To the login server"}, **faults(404)}
+)
+def log_out_elsewhere() -> Response:
+    login_server = _authentication().login_server
+    url = login_server.logout_url(f"{server_url()}/login") if login_server else None
+    if url is None:
+        raise NotFound("There is no login server that ends sessions")
+    return redirect(url, 303)  # type: ignore[return-value]
+
+
+def _callback() -> str:
+    return f"{server_url()}/login/callback"
+
+
+def _word(text: str) -> str:
+    """An error code of RFC 6749 4.1.2.1, and nothing else that a URL may say."""
+    return text if re.fullmatch(r"[a-z_]{1,40}", text) else "no"
+
+
 @blueprint.route("/logout", methods=["POST"])
 @needs(Permission.PUBLIC, action="logout")
 @blueprint.doc(
@@ -87,7 +159,8 @@ def log_out() -> Response:
     if cookie and current_caller().name:
         check_csrf(current_csrf_token())
         _authentication().close_session(cookie)
-    response = redirect(f"{server_url()}/login", 303)
+    elsewhere = "." in cookie  # a page, not a redirect: the policy of our pages lets forms lead nowhere else
+    response = redirect(f"{server_url()}/login{'?ended=1' if elsewhere else ''}", 303)
     response.delete_cookie(COOKIE)
     return response  # type: ignore[return-value]
 
@@ -251,7 +324,17 @@ def _json(body: object, status: int = 200) -> Response:
 
 def _login_page(target: str, fault: str = "", status: int = 200) -> Response:
     cookie = request.cookies.get(_LOGIN_COOKIE) or new_cookie()
-    response = page("login.html", field=CSRF_FIELD, csrf=csrf_token(cookie), target=target, fault=fault)
+    authentication = current_service().authentication
+    login_server = authentication.login_server if authentication else None
+    response = page(
+        "login.html",
+        field=CSRF_FIELD,
+        csrf=csrf_token(cookie),
+        target=target,
+        fault=fault,
+        login_server=login_server.name if login_server else "",
+        ended="ended" in request.args,
+    )
     response.status_code = status
     response.set_cookie(
         _LOGIN_COOKIE, cookie, httponly=True, samesite="Strict", secure=server_url().startswith("https:")

@@ -76,7 +76,7 @@ EXPECTED: list[tuple[str, str, Permission]] = [
     ("GET", r"/|/study/<study>|/site/summary\.json|/viewer(/<name>)?", Permission.READ),
     ("GET", r"/site/(<name>|dictionary\.json)", Permission.PUBLIC),
     ("GET", r"/healthz|/readyz|/openapi\.json|/swagger(/assets/<name>)?", Permission.PUBLIC),
-    ("GET", r"/login|/session|/share/<token>", Permission.PUBLIC),
+    ("GET", r"/login(/elsewhere|/callback)?|/logout/elsewhere|/session|/share/<token>", Permission.PUBLIC),
     ("POST", r"/login|/logout", Permission.PUBLIC),
     ("GET", r"/(dicomweb|api|qidors|wadors)/(studies|series|instances).*", Permission.READ),
     ("GET", r"/wado|/wadouri|/api/wadouri|/ohif/.*", Permission.READ),
