@@ -31,7 +31,7 @@ check: tools  ## Lint, formatting, types, import order, licences, documentation 
 
 audit: tools  ## Ask for known vulnerabilities of the pinned dependencies (pip-audit, in an environment of its own)
 	@[ -x build/audit/bin/pip-audit ] || { $(BIN) -m venv build/audit && build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==$(PIP_AUDIT); }
-	@build/audit/bin/pip-audit --disable-pip --no-deps $(patsubst %,-r %,$(wildcard requirements*.txt))
+	@$(BIN) -m tools.vulnerabilities build/audit/bin/pip-audit
 
 bench: tools  ## Measure this server, next to a peer where one is installed (BENCH_ARGS="--help")
 	@$(BIN) -m benchmarks $(BENCH_ARGS)

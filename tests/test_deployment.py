@@ -14,6 +14,7 @@ import yaml
 
 from dicomcloud.cli import commands
 from dicomcloud.settings import OPTIONS, load
+from tools.vulnerabilities import judge
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIG = PROJECT / "config"
@@ -149,3 +150,15 @@ def test_the_installation_script_has_no_fault_of_form_and_explains_itself() -> N
     assert "--host" in shown
     assert "#" not in shown
     assert subprocess.run(["sh", script, "--nonsense"], capture_output=True, check=False).returncode == 2
+
+
+def test_an_audit_passes_only_when_everything_was_looked_up_and_nothing_found() -> None:
+    fine = {"name": "flask", "version": "3.1.3", "vulns": []}
+    bad = fine | {"vulns": [{"id": "GHSA-x", "fix_versions": ["3.1.4"], "aliases": [], "description": "…"}]}
+    unknown = {"name": "peewee", "skip_reason": "not found"}
+    codes = [judge({"dependencies": each})[0] for each in ([fine], [fine, unknown], [unknown], [], [unknown, bad])]
+    assert codes == [0, 2, 2, 2, 1]
+    assert judge({"dependencies": [bad]})[1] == ["flask 3.1.3: GHSA-x, mended in 3.1.4"]
+    silent = [sys.executable, "-m", "tools.vulnerabilities", sys.executable, "-c", "raise SystemExit('nobody answers')"]
+    done = subprocess.run(silent, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert (done.returncode, "NOTHING was audited. pip-audit: nobody answers" in done.stderr) == (2, True)
