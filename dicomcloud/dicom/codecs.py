@@ -261,6 +261,8 @@ def _samples(syntax: TransferSyntax, data: bytes, image: ImagePixel) -> tuple[Sa
         if pixels.shape != shape or pixels.dtype.kind not in "iu" or pixels.dtype.itemsize > kind.itemsize:
             raise ValueError("its size or sample type is not that of the data set")
         return pixels.astype(kind), photometric
+    if syntax.codec == "jpeg-2000" and (found := _jpeg_2000(syntax, data, image)) is not None:
+        return found
     item = b"\xfe\xff\x00\xe0"
     pad = b"\0" * (len(data) % 2)
     buffer = b"".join((item, bytes(4), item, struct.pack("<I", len(data) + len(pad)), data, pad))
@@ -296,6 +298,26 @@ def _samples(syntax: TransferSyntax, data: bytes, image: ImagePixel) -> tuple[Sa
             continue
         return pixels, str(properties["photometric_interpretation"])
     raise failure
+
+
+def _jpeg_2000(syntax: TransferSyntax, data: bytes, image: ImagePixel) -> tuple[Samples, str] | None:
+    """`_samples` where the cells that the codec gives are those of the data set: less than the way through pydicom.
+
+    None for other images, damaged ones too.
+    """
+    if not is_available(syntax.uid):
+        return None
+    try:
+        pixels, photometric = _imagecodecs(syntax, data, image.photometric)
+    except _INTERRUPTS:
+        raise
+    except BaseException:  # the other decoders are tried, and say what is wrong
+        return None
+    shape = (image.rows, image.columns) if image.samples == 1 else (image.rows, image.columns, image.samples)
+    size = pixels.dtype.itemsize
+    if pixels.shape != shape or pixels.dtype.kind not in "iu" or size * 8 != image.bits_allocated:
+        return None
+    return pixels.view(f"<{'i' if image.signed else 'u'}{size}"), photometric
 
 
 def _sign_filled(pixels: Samples, bits: int) -> Samples:

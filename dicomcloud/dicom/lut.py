@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy
 from numpy.typing import NDArray
 
+from .halves import LARGE, in_halves
 from .rendering_parameters import Window
 
 Array = NDArray[Any]
@@ -192,8 +193,16 @@ def look_up(table: Array, cells: Array) -> Array:
     """table[cells], piece by piece; `table` must have an entry for every possible content of a cell."""
     found = numpy.empty(cells.shape, table.dtype)
     flat, target = cells.reshape(-1), found.reshape(-1)
-    for start in range(0, flat.size, _PIECE):
-        numpy.take(table, flat[start : start + _PIECE], out=target[start : start + _PIECE], mode="clip")
+
+    def part(first: int, end: int) -> None:
+        for start in range(first, end, _PIECE):
+            stop = min(start + _PIECE, end)
+            numpy.take(table, flat[start:stop], out=target[start:stop], mode="clip")
+
+    if flat.size < LARGE:
+        part(0, flat.size)
+    else:
+        in_halves(part, flat.size)
     return found
 
 

@@ -22,6 +22,7 @@ from . import values
 from .annotation import annotate
 from .color_profiles import with_profile
 from .header import Header
+from .jpeg_files import jpeg_file
 from .overlays import cover, draw_overlay, overlays, shutter, shutter_colour
 from .placement import placement_of
 from .presentation_state import PRESENTATION_STATES, PresentationState
@@ -211,9 +212,8 @@ def encode(image: Image.Image, media_type: str, rendering: Rendering | None = No
     target = io.BytesIO()
     profile = {"icc_profile": image.info.get("icc_profile")} if media_type in _WITH_PROFILES else {}
     if media_type == "image/jpeg":
-        used = quality or DEFAULT_QUALITY
-        image.save(target, "JPEG", quality=used, subsampling=0 if used >= 90 else 2, **profile)
-    elif media_type == "image/png":
+        return jpeg_file(image, quality or DEFAULT_QUALITY, profile["icc_profile"])
+    if media_type == "image/png":
         image.save(target, "PNG", compress_level=1, **profile)  # a third larger than level 6 at a quarter of its time
     elif media_type == "image/webp":
         image.save(target, "WEBP", quality=quality or DEFAULT_QUALITY, method=2, **profile)
