@@ -38,7 +38,13 @@ from .multipart import parse_media_type, split_outside_quotes
 
 AS_STORED = "*"
 
-_ALIASES = {"application/json": "application/dicom+json"}
+_ALIASES = {
+    "application/json": "application/dicom+json",
+    # what the types below were called in the Standard before they were registered, and by clients
+    "image/x-jls": "image/jls",
+    "image/x-dicom-rle": "image/dicom-rle",
+    "image/jhc": "image/jphc",
+}
 # Types that are of one kind only (8.7.3, 8.7.4). JPEG 2000, video and others are both, depending on the resource.
 _DICOM_TYPES = {"application/dicom", "application/dicom+json", "application/dicom+xml"}
 _RENDERED_TYPES = {
@@ -225,3 +231,15 @@ def _q_value(text: str) -> float:
     if not _Q_VALUE.match(text):
         raise ValueError(f"{text!r} is not a weight")
     return float(text)
+
+
+def check_charset(value: str) -> None:
+    """Raises BadRequest unless UTF-8, in which every text is, is among the character sets of a
+    `charset` query parameter (PS3.18 8.3.3.2)."""
+    names = []
+    for item in filter(str.strip, value.split(",")):
+        name, *parameters = (piece.strip().lower() for piece in item.split(";"))
+        if not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters):
+            names.append(name)
+    if value.strip() and not {"utf-8", "utf8", "*", "us-ascii"} & set(names):
+        raise BadRequest(f"charset {value[:80]!r} is not available; available: UTF-8")

@@ -16,7 +16,7 @@ from ..archive import explain
 from ..dicom.metadata import native_model_xml
 from ..errors import DicomWebError, NotAcceptable
 from .multipart import MultipartBody, OutgoingPart
-from .negotiation import Choice, Offer, negotiate
+from .negotiation import Choice, Offer, check_charset, negotiate
 from .service import current_service, service_url
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ DICOM_XML = "application/dicom+xml"
 
 def negotiated(offers: Sequence[Offer]) -> Choice:
     """The offer that the request accepts (PS3.18 8.7.5). Raises BadRequest, NotAcceptable."""
+    check_charset(request.args.get("charset", ""))
     header, parameter = request.headers.get("Accept"), request.args.get("accept")
     if not header and not parameter and current_service().strict_accept:
         available = " | ".join(map(str, offers))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -21,7 +20,7 @@ from ..dicom.rendering_parameters import Rendering, UriRendering, parse_uri_rend
 from ..errors import BadRequest, NotAcceptable, NotFound
 from .auth import check_visible
 from .multipart import OutgoingPart
-from .negotiation import Choice, Offer
+from .negotiation import Choice, Offer, check_charset
 from .openapi import content, faults, query
 from .responses import DICOM_JSON, DICOM_XML, not_modified, warning, with_bulk_data_urls
 from .retrieve import (
@@ -88,7 +87,7 @@ def retrieve_by_uri() -> Response:
         raise BadRequest(f"requestType must be WADO, not {request_type[:40]!r}")
     uids = [_uid(name) for name in _UIDS]
     check_visible(uids[0])
-    _check_charset(_parameter("charset"))
+    check_charset(_parameter("charset"))
     asked, warnings = parse_uri_rendering(request.args.items(multi=True))
     row, file = current_service().archive.described(*uids)
     anonymize = _anonymize(_parameter("anonymize"))
@@ -223,17 +222,6 @@ def _send_presented(
     for line in warnings:
         response.headers.add("Warning", warning(line))
     return response
-
-
-def _check_charset(value: str) -> None:
-    """Raises BadRequest unless UTF-8, in which every text is, is among the character sets (PS3.18 8.3.3.2)."""
-    names = []
-    for item in filter(str.strip, value.split(",")):
-        name, *parameters = (piece.strip().lower() for piece in item.split(";"))
-        if not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters):
-            names.append(name)
-    if value.strip() and not {"utf-8", "utf8", "*", "us-ascii"} & set(names):
-        raise BadRequest(f"charset {value[:80]!r} is not available; available: UTF-8")
 
 
 def _anonymize(value: str) -> bool:

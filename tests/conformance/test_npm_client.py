@@ -14,8 +14,9 @@ from typing import Any
 import pydicom
 import pytest
 import requests
+from PIL import Image
 from pydicom.encaps import generate_frames
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from tests.data import make_dataset, make_file, pydicom_files
 
@@ -172,14 +173,93 @@ def test_what_is_not_there_is_not_found(server: Any, node: Call) -> None:
     assert (outcome["status"], outcome["error"]) == (404, "Error: request failed")
 
 
+PICTURES = {"image/jpeg": b"\xff\xd8\xff", "image/png": b"\x89PNG", "image/gif": b"GIF8", "image/jp2": b"\0\0\0\x0cjP"}
+
+
+def picture_of(result: Any) -> bytes:
+    """The client gives a single part as a list of one."""
+    (picture,) = result if isinstance(result, list) else [result]
+    return picture
+
+
 @pytest.mark.parametrize(
-    ("method", "more"),
+    ("method", "media_type"),
     [
-        ("retrieveInstanceRendered", {}),
-        ("retrieveInstanceRendered", {"mediaTypes": [{"mediaType": "image/jpeg"}]}),
+        ("retrieveInstanceRendered", "image/gif"),
+        ("retrieveInstanceFramesRendered", None),
+        ("retrieveInstanceFramesRendered", "image/png"),
+        ("retrieveInstanceThumbnail", None),
+        ("retrieveInstanceThumbnail", "image/jp2"),
+        ("retrieveInstanceFramesThumbnail", None),
+        ("retrieveInstanceFramesThumbnail", "image/jpeg"),
     ],
 )
-def test_pictures_come_rendered(call: Call, native: pydicom.Dataset, method: str, more: dict[str, Any]) -> None:
-    received = call(method, **more, **uids(native))
-    picture = received[0] if isinstance(received, list) else received
-    assert picture.startswith(b"\xff\xd8\xff")
+def test_pictures_and_thumbnails_come_as_asked_for(
+    call: Call, native: pydicom.Dataset, method: str, media_type: str | None
+) -> None:
+    options: dict[str, Any] = {"frameNumbers": [1], "queryParams": {"viewport": "64,50"}, **uids(native)}
+    if media_type is not None:
+        options["mediaTypes"] = [{"mediaType": media_type}]
+    picture = picture_of(call(method, **options))
+    assert picture.startswith(PICTURES[media_type or "image/jpeg"])
+    with Image.open(BytesIO(picture)) as found:
+        assert found.size == (50, 50)
+
+
+def test_a_window_and_a_quality_reach_the_picture(call: Call, native: pydicom.Dataset) -> None:
+    def picture(method: str, media_type: str, **asked: Any) -> bytes:
+        types = [{"mediaType": media_type}]
+        return picture_of(call(method, frameNumbers=[1], mediaTypes=types, queryParams=asked, **uids(native)))
+
+    narrow, wide = (
+        picture("retrieveInstanceFramesRendered", "image/png", window=f"1000,{width},linear") for width in (10, 4000)
+    )
+    with Image.open(BytesIO(narrow)) as hard, Image.open(BytesIO(wide)) as soft:
+        assert len(hard.getcolors() or ()) < len(soft.getcolors() or ())
+    low, high = (picture("retrieveInstanceRendered", "image/jpeg", quality=quality) for quality in (5, 95))
+    assert len(low) < len(high)
+
+
+def test_a_report_comes_as_a_page_and_as_text(server: Any, call: Call) -> None:
+    report = _stored(server, bundled("reportsi.dcm"))
+    for media_type, beginning in (("text/html", b"<!"), ("text/plain", b"")):
+        page = picture_of(call("retrieveInstanceRendered", mediaTypes=[{"mediaType": media_type}], **uids(report)))
+        assert page.lower().startswith(beginning)
+        assert b"<" in page if media_type == "text/html" else b"</" not in page
+
+
+def test_an_instance_is_had_by_the_wado_uri_that_the_client_builds(
+    server: Any, node: Call, compressed: pydicom.Dataset
+) -> None:
+    def url(**options: Any) -> str:
+        origin, settings = server.root.rpartition("/")[0], {"wadoURIPrefix": "wado", "wadoURLPrefix": "wado"}
+        return node(origin, "buildInstanceWadoURIUrl", client=settings, **options, **uids(compressed))["result"]
+
+    answer = requests.get(url(), timeout=60)
+    assert (answer.status_code, answer.headers["Content-Type"].partition(";")[0]) == (200, "application/dicom")
+    assert answer.content == bundled("JPEG2000.dcm").read_bytes()
+    picture = requests.get(url(contentType="image/jpeg").replace("&transferSyntax=*", ""), timeout=60)
+    assert picture.content.startswith(PICTURES["image/jpeg"])
+
+
+@pytest.mark.parametrize(
+    ("file", "media_type"),
+    [
+        ("MR_small_jpeg_ls_lossless.dcm", "image/jls"),
+        ("MR_small_jpeg_ls_lossless.dcm", "image/x-jls"),
+        ("MR_small_RLE.dcm", "image/x-dicom-rle"),
+        ("SC_rgb_jpeg_gdcm.dcm", "image/jpeg"),
+    ],
+)
+def test_frames_come_as_stored_under_the_names_that_the_client_has(
+    server: Any, call: Call, tmp_path: Path, file: str, media_type: str
+) -> None:
+    dataset = pydicom.dcmread(bundled(file))
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()  # some files share theirs
+    dataset.save_as(tmp_path / "1.dcm")
+    _stored(server, tmp_path / "1.dcm")
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=int(dataset.get("NumberOfFrames", 1))))
+    asked = [{"mediaType": media_type, "transferSyntaxUID": dataset.file_meta.TransferSyntaxUID}]
+    assert call("retrieveInstanceFrames", frameNumbers=[1], mediaTypes=asked, **uids(dataset)) == [frame]
+    mixed = [*asked, {"mediaType": "application/octet-stream"}]
+    assert call("retrieveInstanceFrames", frameNumbers=[1], mediaTypes=mixed, **uids(dataset)) == [frame]

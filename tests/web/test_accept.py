@@ -220,6 +220,43 @@ def test_the_accept_parameter_goes_before_the_header(
         assert answer.headers["Content-Type"] == "application/zip"
 
 
+@pytest.mark.parametrize(
+    ("charset", "status"),
+    [
+        ("utf-8", 200),
+        ("UTF-8", 200),
+        ("iso-8859-1,utf-8;q=0.1", 200),
+        ("*", 200),
+        ("", 200),
+        ("iso-8859-1", 400),
+        ("utf-8;q=0", 400),
+        ("nonsense", 400),
+    ],
+)
+@pytest.mark.parametrize("rest", ["", "/metadata", "/frames/1", "/bulkdata", "/pixeldata", "/rendered", "/thumbnail"])
+def test_a_character_set_that_is_not_here_is_refused_and_named(
+    served: tuple[FlaskClient, dict[str, str]], rest: str, charset: str, status: int
+) -> None:
+    client, urls = served  # PS3.18 8.3.3.2; of the header Accept-Charset what is not here is ignored (8.8.1)
+    answer = client.get(urls["native"] + rest, query_string={"charset": charset})
+    assert answer.status_code == status
+    if status == 400:
+        assert "available: UTF-8" in answer.json["message"]
+        assert charset in answer.json["message"]
+    ignored = client.get(urls["native"] + "/metadata", headers={"Accept-Charset": charset})
+    assert ignored.status_code == 200
+    assert client.get("/dicomweb/studies", query_string={"charset": charset}).status_code == status
+
+
+@pytest.mark.parametrize(("former", "name"), [("image/x-jls", "image/jls"), ("image/x-dicom-rle", "image/dicom-rle")])
+def test_types_are_known_by_their_former_names(
+    served: tuple[FlaskClient, dict[str, str]], former: str, name: str
+) -> None:
+    client, urls = served
+    answer = client.get(f"{urls['native']}/frames/1", headers={"Accept": former})
+    assert (answer.status_code, answer.headers["Content-Type"].partition(";")[0]) == (200, name)
+
+
 def test_without_an_accept_header_everything_is_acceptable_unless_the_setting_is_strict(make_app) -> None:  # type: ignore[no-untyped-def]
     (url,) = store(make_app().test_client(), make_file())
     strict = make_app(strict_accept="true").test_client()

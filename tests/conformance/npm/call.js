@@ -28,6 +28,9 @@ function plain(value) {
   return Array.isArray(value) ? value.map(plain) : value;
 }
 
-new api.DICOMwebClient({ url: root, verbose: false, ...settings })[method](options)
+console.debug = () => {}; // the client's, which would go to the standard output
+const client = new api.DICOMwebClient({ url: root, verbose: false, ...settings });
+Promise.resolve()
+  .then(() => client[method](options))
   .then((result) => ({ result: plain(result) }), (error) => ({ status: error.status, error: String(error) }))
   .then((outcome) => process.stdout.write(JSON.stringify({ ...outcome, sent })));
