@@ -1,34 +1,43 @@
-"""What storing costs in indexes of different sizes, made by benchmarks.make_index: in this process, without files.
+"""What storing costs with indexes of different sizes, made by benchmarks.make_index, in this process.
 
     python -m benchmarks.bench_store sqlite:////tmp/3k.db sqlite:////tmp/1m.db [--markdown]
 
-Every store is a transaction of one instance: of a new study of today, and another one of a study that is there,
-anywhere in the archive. The indexes take turns, each turn in a process of its own; what was stored is deleted after it.
-The mean has in it what is not done with every store (SQLite's checkpoints). Memory is that of one such process.
+STOW: a CT image of 0.5 MB through the application, without a socket: its file, its header, its row. The rest is the
+index alone. Every store is a transaction of one instance: of a new study of today, or another one of a study that is
+there. The indexes take turns, each turn in a process of its own; what was stored is deleted after it. The mean has in
+it what is not done with every store (SQLite's checkpoints). Memory is that of such a process, for the index alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from itertools import islice
 from random import Random, SystemRandom
 from typing import Any, NamedTuple
 
 import orjson
+from pydicom.uid import generate_uid
 
+from app import create_app
+from benchmarks.bench_store_forms import ct_image, written
 from benchmarks.make_index import first_instances
 from benchmarks.memory import Memory, memory
 from dicomcloud.index import Index, NewInstance, open_database
+from dicomcloud.settings import load
 
 _STORES = 150  # of each kind in a turn
 _WARM = 15  # before it
+_STOWS = 60  # of each kind in a turn
 
 
 class Turn(NamedTuple):
@@ -36,6 +45,8 @@ class Turn(NamedTuple):
 
     new_study: list[tuple[float, float]]
     further: list[tuple[float, float]]
+    stow_new_study: list[tuple[float, float]]
+    stow_further: list[tuple[float, float]]
     memory: Memory
 
 
@@ -50,9 +61,9 @@ def _renamed(instance: NewInstance, number: int, run: int, study: str | None, se
     return replace(instance, attributes=attributes, document=orjson.dumps(attributes), file_key=key)
 
 
-def _timed(index: Index, instance: NewInstance) -> tuple[float, float]:
+def _timed(store: Callable[[], object]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
-    index.add([instance], "reject")
+    store()
     return (time.perf_counter() - wall) * 1000, (time.process_time() - cpu) * 1000
 
 
@@ -78,13 +89,42 @@ def take_turn(url: str) -> Turn:
                 continue
             study, series = row
         new = _renamed(instance, number, run, study, series)
-        times[kind].append(_timed(index, new))
+        times[kind].append(_timed(partial(index.add, [new], "reject")))
         stored.append(tuple(new.attributes[key]["Value"][0] for key in ("0020000D", "0020000E", "00080018")))  # type: ignore[arg-type]
     used = memory()
     for uids in stored:
         index.files_removed(index.remove(*uids))
     database.close()
-    return Turn(times["new"][_WARM:], times["further"][_WARM:], used)
+    stows = [_stow(url, new_study=new_study) for new_study in (True, False)]
+    return Turn(times["new"][_WARM:], times["further"][_WARM:], *stows, used)
+
+
+def _stow(url: str, *, new_study: bool) -> list[tuple[float, float]]:
+    """Store through the application over this index, with the files in a temporary folder."""
+    times = []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {
+            "DICOMCLOUD_DATABASE_URL": url, "DICOMCLOUD_DATA_DIR": folder, "DICOMCLOUD_MIN_FREE_BYTES": "0",
+        }  # fmt: skip
+        app = create_app(load())
+        client, dataset, studies = app.test_client(), ct_image(), set()
+        for number in range(_STOWS + _WARM):
+            if new_study:
+                dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
+            studies.add(dataset.StudyInstanceUID)
+            file = written(dataset)
+
+            def send(file: bytes = file) -> None:
+                answer = client.post("/dicomweb/studies", data=file, content_type="application/dicom")
+                assert answer.status_code == 200, answer.text
+
+            taken = _timed(send)
+            if number >= _WARM:
+                times.append(taken)
+        for study in studies:
+            client.delete(f"/dicomweb/studies/{study}")
+        app.extensions["dicomcloud"].archive.close()
+    return times
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -105,7 +145,12 @@ def main(given: Sequence[str] | None = None) -> int:
                 turns[url].append(process.apply(take_turn, (url,)))
         print(f"turn {number + 1} of {options.turns}", file=sys.stderr)
     rows: list[list[Any]] = []
-    for kind, name in (("new_study", "instance of a new study"), ("further", "instance of a study that is there")):
+    for kind, name in (
+        ("stow_new_study", "STOW, new study"),
+        ("stow_further", "STOW, further instance"),
+        ("new_study", "index, new study"),
+        ("further", "index, further instance"),
+    ):
         for what, way in (("median", statistics.median), ("mean", statistics.mean)):
             for position, unit in enumerate(("ms", "ms of CPU")):
                 values = [
