@@ -19,6 +19,7 @@ from dicomcloud.plugins import PluginError, load
 from dicomcloud.quarantine import Quarantine
 from dicomcloud.server import WHEN_SERVING
 from dicomcloud.settings import Settings, SettingsError
+from dicomcloud.web.application import Application
 from dicomcloud.web.service import Service
 
 
@@ -98,7 +99,7 @@ def create_app(configuration: Settings | None = None) -> Flask:
         delivery = Delivery(opened.outbox, opened.events, targets, attempts=configuration.event_attempts)
         opened.before_close.append(delivery.stop)
         delivery.start()
-    app = Flask("dicomcloud", static_folder=None, template_folder=None)
+    app = Application("dicomcloud", static_folder=None, template_folder=None)
     web.register(
         app,
         Service(

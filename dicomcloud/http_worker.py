@@ -6,6 +6,8 @@ back to its main thread after every answer and takes it from there again, which 
 - a thread stays with its connection for a moment, in case the client's next request follows at once, unless another
   connection is waiting for a thread;
 - the head of an answer and the beginning of its body leave together;
+- the header fields that a client sends with every request are read once, and what the server itself sends with every
+  answer is made once;
 - parts of files (`FileSpan` of web/multipart.py) go from the file to the socket inside the kernel;
 - a client that is silent in the middle of a request's head is given up, as one in the middle of a body is; so is one
   that sends a byte now and then;
@@ -18,16 +20,21 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import socket
 from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from threading import Lock
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from typing import Any, Protocol
 
 from gunicorn import util
 from gunicorn.http import wsgi
+from gunicorn.http.body import LengthReader
+from gunicorn.http.message import Request
+from gunicorn.http.parser import RequestParser
 from gunicorn.workers import gthread
 
 from .server import TAKES_FILE_SPANS
@@ -40,6 +47,7 @@ _LEAST_RATE = 1024  # bytes of a body a second, on average over this many second
 _RATE_TIME = 60.0
 _NO_HANDLES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _MORE = getattr(socket, "MSG_MORE", 0)
+_FIELDS = re.compile(rf"(?:{wsgi.TOKEN_RE.pattern}: {wsgi.HEADER_VALUE_RE.pattern}\r\n)*")  # what gunicorn lets out
 
 
 class FileSpan(Protocol):
@@ -55,9 +63,11 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]
     """See the module. `silence`: seconds that a client may be silent in the middle of a request, None: any time."""
 
     silence: float | None = None
+    cfg: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.cfg = _Settled(self.cfg)
         self._lock = Lock()
         self._waiting = 0  # connections that have work for a thread, and none yet
         self._working = 0  # threads that have a connection
@@ -96,10 +106,10 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]
         """Wait for the rest of a request's head. False when the client has gone or is silent."""
         try:
             conn.sock.settimeout(self.silence)
-            conn.init()
+            if not isinstance(conn.parser, _Parser):
+                conn.init()
+                conn.parser = _Parser(self.cfg, conn.sock, conn.client)
             unreader = conn.parser.unreader
-            if not isinstance(unreader.chunk, _SteadyReader):
-                unreader.chunk = _SteadyReader(unreader.chunk)
             head = unreader.take_buffered()
             until = monotonic() + _HEAD_TIME
             while b"\r\n\r\n" not in head and len(head) < _PIECE:  # a longer one is the parser's to judge
@@ -159,6 +169,50 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]
         return not response.should_close()
 
 
+class _Settled:
+    """gunicorn's configuration, of which each setting is looked up once: it does so many times in a request."""
+
+    def __init__(self, configuration: Any) -> None:
+        self._configuration = configuration
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._configuration, name)
+        setattr(self, name, value)
+        return value
+
+
+class _Request(Request):  # type: ignore[misc, unused-ignore]
+    scheme: str
+    _expected_100_continue: bool
+
+    def parse_headers(self, data: bytes, from_trailer: bool = False) -> Any:
+        if from_trailer:
+            return super().parse_headers(data, from_trailer)
+        known = self.unreader.known_fields
+        if known is None or known[0] != data:
+            headers = super().parse_headers(data)
+            self.unreader.known_fields = known = data, headers, self.scheme, self._expected_100_continue
+        _, headers, self.scheme, self._expected_100_continue = known
+        return headers.copy()
+
+
+class _Parser(RequestParser):  # type: ignore[misc, unused-ignore]
+    """Reads the requests of one connection."""
+
+    mesg_class = _Request
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.unreader.chunk = _SteadyReader(self.unreader.chunk)
+        self.unreader.known_fields = None  # the last ones as they came, and what was read from them
+
+    def finish_body(self, deadline: float | None = None, max_bytes: int | None = None) -> bool:
+        body = self.mesg.body if self.mesg else None
+        if body is not None and not body.failed and isinstance(body.reader, LengthReader) and not body.reader.length:
+            return True
+        return bool(super().finish_body(deadline, max_bytes))
+
+
 class _SteadyReader:
     """Reads a body. Raises TimeoutError where bytes come, but so few that the thread would be held for hours."""
 
@@ -182,10 +236,30 @@ class _SteadyReader:
 class _Response(wsgi.Response):  # type: ignore[misc, unused-ignore]
     """gunicorn's, but for what it sends when: bytes wait for the next ones, or for the end."""
 
+    _SERVER = f"Server: {wsgi.SERVER}\r\n"
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.headers_sent: bool = False
         self._held = b""
+
+    def process_headers(self, headers: list[tuple[str, str]]) -> None:
+        block = "".join([f"{name}: {value}\r\n" for name, value in headers])
+        names = [name.lower() for name, _ in headers]
+        plain = util.hop_headers.isdisjoint(names) and block.count("\r\n") == len(names) and _FIELDS.fullmatch(block)
+        if not plain:  # gunicorn leaves out what is the server's to say, or tells what is wrong
+            super().process_headers(headers)
+            return
+        self.headers += headers
+        if "content-length" in names:
+            self.response_length = int(headers[names.index("content-length")][1])
+
+    def default_headers(self) -> list[str]:
+        major, minor = self.req.version
+        connection = "upgrade" if self.upgrade else "close" if self.should_close() else "keep-alive"
+        chunked = "Transfer-Encoding: chunked\r\n" if self.chunked else ""
+        date = _date_line(int(time()))
+        return [f"HTTP/{major}.{minor} {self.status}\r\n", self._SERVER, date, f"Connection: {connection}\r\n", chunked]
 
     def send_headers(self) -> None:
         if not self.headers_sent:
@@ -226,6 +300,11 @@ class _Response(wsgi.Response):  # type: ignore[misc, unused-ignore]
         if self._held:
             held, self._held = self._held, b""
             self.sock.sendall(held)
+
+
+@lru_cache(maxsize=4)
+def _date_line(second: int) -> str:
+    return f"Date: {util.http_date(second)}\r\n"
 
 
 def _send_both(to: socket.socket, held: bytes, data: bytes) -> None:

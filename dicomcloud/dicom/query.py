@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
+from functools import lru_cache
 from typing import Final, cast
 
 from dicomcloud.dicom.attributes import (
@@ -113,6 +114,9 @@ class _Options:
     offset: int | None
 
 
+_PLAIN: Final = _Options(fuzzy=False, empty=False, multiple=False, offset=None)
+
+
 class _Unmatched(Exception):
     """The attribute cannot be matched; the key is ignored with a warning."""
 
@@ -158,12 +162,14 @@ def parse_query(
         if uid is not None and not is_uid(uid):
             raise BadRequest(f"{_shown(uid)} is not a UID.")
 
-    options = _Options(
-        fuzzy=_boolean(parameters, "fuzzymatching"),
-        empty=_boolean(parameters, "emptyvaluematching"),
-        multiple=_boolean(parameters, "multiplevaluematching"),
-        offset=_timezone(keys),
-    )
+    options = _PLAIN
+    if parameters or (TIMEZONE,) in keys:
+        options = _Options(
+            fuzzy=_boolean(parameters, "fuzzymatching"),
+            empty=_boolean(parameters, "emptyvaluematching"),
+            multiple=_boolean(parameters, "multiplevaluematching"),
+            offset=_timezone(keys),
+        )
     matches, include, ignored = _matches(level, keys, options)
     included, include_all = _include_fields(fields)
     include |= included
@@ -209,6 +215,7 @@ def _check_text(name: str, value: str) -> None:
             raise BadRequest("A parameter is not valid UTF-8.")
 
 
+@lru_cache(maxsize=1024)
 def _path(name: str, fault: str) -> tuple[int, ...]:
     tags = [tag_of(part) for part in name.split(".")]
     path = tuple(tag for tag in tags if tag is not None)

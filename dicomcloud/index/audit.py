@@ -81,7 +81,6 @@ class Pruned(NamedTuple):
 
 
 _COLUMNS: Final = ", ".join(Event._fields)
-_INSERT: Final = f"INSERT INTO audit_event (sequence, {_COLUMNS}, hash) VALUES (?{', ?' * len(Event._fields)}, ?)"
 
 
 def _cut(event: Event) -> Event:
@@ -112,10 +111,11 @@ class AuditTable:
         """Add events as a part of the transaction that this thread has open: they stand or fall with it."""
         self._run("UPDATE audit_chain SET sequence = sequence + ? WHERE id = 1", (len(events),))  # holds the row
         last, previous = self._run("SELECT sequence, hash FROM audit_chain WHERE id = 1").fetchone()
-        for sequence, event in enumerate(events, last - len(events) + 1):
-            event = _cut(event)
+        rows = []
+        for sequence, event in enumerate(map(_cut, events), last - len(events) + 1):
             previous = link(previous, sequence, event)
-            self._run(_INSERT, (sequence, *event, previous))
+            rows.append((sequence, *event, previous))
+        self._database.insert_rows("audit_event", ("sequence", *Event._fields, "hash"), rows)
         self._run("UPDATE audit_chain SET hash = ? WHERE id = 1", (previous,))
 
     def head(self) -> tuple[int, str]:

@@ -669,9 +669,8 @@ class Search:
         level, everything = self._level, self._query.include_all
         query = self._query
         whole = (level is Level.STUDY or query.study_uid is None, level is Level.SERIES or query.series_uid is None)
-        plan = _plan(level, *whole, query.include)
-        needs_study = everything or any(own is Level.STUDY and key != "0020000D" for key, own, _ in plan)
-        needs_series = everything or any(own is Level.SERIES and key != "0020000E" for key, own, _ in plan)
+        plan, needs_study, needs_series = _plan(level, *whole, query.include)
+        needs_study, needs_series = needs_study or everything, needs_series or everything
         needs_document = level is Level.INSTANCE and self._needs_document()
         sequences = [match for match in self._query.matches if match.kind is Kind.SEQUENCE]
 
@@ -697,8 +696,8 @@ class Search:
                 instance = orjson.loads(zlib.decompress(row[10]) if needs_document else row[9])
                 instance["00080056"] = _ONLINE
                 uids = (row[0], row[5], row[8])
-            sources = {Level.STUDY: study, Level.SERIES: series, Level.INSTANCE: instance}
-            out = {key: value for key, own, empty in plan if (value := sources[own].get(key, empty)) is not None}
+            sources = study, series, instance
+            out = {key: value for key, place, empty in plan if (value := sources[place].get(key, empty)) is not None}
             if everything:
                 out = dict(sorted({**instance, **series, **study, **out}.items()))
             for match in sequences:
@@ -794,8 +793,9 @@ def _any(conditions: Sequence[_Condition]) -> _Condition:
 @lru_cache(maxsize=512)
 def _plan(
     level: Level, whole_study: bool, whole_series: bool, include: frozenset[int]
-) -> tuple[tuple[str, Level, dict[str, Any] | None], ...]:
-    """The attributes of a result, keys ascending: key, level it is taken from, what stands for it if not stored.
+) -> tuple[tuple[tuple[str, int, dict[str, Any] | None], ...], bool, bool]:
+    """The attributes of a result, keys ascending: key, which of study, series, instance it is taken from, and what
+    stands for it if not stored. And whether the attributes of the study and of the series are needed for it.
 
     `whole_study`, `whole_series`: the attributes of a level above come too, since the path does not name it.
     """
@@ -809,4 +809,8 @@ def _plan(
     plan["0020000D"] = (Level.STUDY, None)
     if level is not Level.STUDY:
         plan["0020000E"] = (Level.SERIES, None)
-    return tuple((key, own, empty) for key, (own, empty) in sorted(plan.items()))
+    needs_study = any(own is Level.STUDY and key != "0020000D" for key, (own, _) in plan.items())
+    needs_series = any(own is Level.SERIES and key != "0020000E" for key, (own, _) in plan.items())
+    places = {Level.STUDY: 0, Level.SERIES: 1, Level.INSTANCE: 2}
+    in_order = tuple((key, places[own], empty) for key, (own, empty) in sorted(plan.items()))
+    return in_order, needs_study, needs_series

@@ -17,7 +17,7 @@ from flask import Flask, Response, g, request
 from ..access import Permission
 from ..audit import Actor, AuditTrail
 from ..audit.actor import set_actor
-from .service import client_address, comes_from_proxy
+from .service import client_address, comes_from_proxy, current_request
 
 REQUEST_ID: Final = "X-Request-ID"
 
@@ -53,7 +53,7 @@ def record(app: Flask, trail: AuditTrail, *, log_requests: bool = False) -> None
         actor: Actor | None = own.get("actor")
         if actor is None:  # it failed before it began
             return response
-        response.headers[REQUEST_ID] = actor.request_id
+        response.headers.add(REQUEST_ID, actor.request_id)
         _note(trail, own, actor, response.status_code)
         if log_requests:
             _log(actor, response.status_code, perf_counter() - own.began)
@@ -62,7 +62,7 @@ def record(app: Flask, trail: AuditTrail, *, log_requests: bool = False) -> None
 
 def _note(trail: AuditTrail, own: Any, actor: Actor, status: int) -> None:
     need, caller = own.get("need"), own.get("caller")
-    asked = request._get_current_object()  # type: ignore[attr-defined]
+    asked = current_request()
     if need is None or asked.method == "OPTIONS":
         return
     if caller is not None and caller.name:
@@ -108,7 +108,7 @@ def _log(actor: Actor, status: int, seconds: float) -> None:
 
 
 def _request_id() -> str:
-    given: str = request.environ.get("HTTP_X_REQUEST_ID", "")
+    given: str = current_request().environ.get("HTTP_X_REQUEST_ID", "")
     if given and comes_from_proxy() and re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", given):
         return given
     return secrets.token_hex(8)

@@ -22,7 +22,7 @@ from ..access import ANYBODY, Caller, Permission
 from ..access.authentication import Shown
 from ..access.credentials import csrf_token
 from ..errors import Forbidden, NotFound, Unauthorized
-from .service import client_address, comes_from_proxy, current_service, server_url
+from .service import client_address, comes_from_proxy, current_request, current_service, server_url
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -105,7 +105,7 @@ def guard(app: Flask, declared: Mapping[str, Need]) -> None:
 
     @app.before_request
     def admit() -> Response | None:
-        asked, own = request._get_current_object(), g._get_current_object()  # type: ignore[attr-defined]
+        asked, own = current_request(), g._get_current_object()
         endpoint = asked.endpoint
         if endpoint is None:  # no such route: a 404 tells nothing
             return None
@@ -149,7 +149,7 @@ def _caller() -> Caller:
     authentication = current_service().authentication
     if authentication is None:
         return ANYBODY
-    asked = request._get_current_object()  # type: ignore[attr-defined]
+    asked = current_request()
     headers = cast(Mapping[str, str], asked.headers)  # names in any case
     cookie = asked.cookies.get(COOKIE, "") if "HTTP_COOKIE" in asked.environ else ""
     actor = g.get("actor")
@@ -181,13 +181,13 @@ def _check_site() -> None:
     A page of another site cannot read answers, but it could send what changes something. And while nobody is asked, a
     page could make its own host name mean this computer (DNS rebinding): then only an address, or localhost, will do.
     """
-    service, asked = current_service(), request._get_current_object()  # type: ignore[attr-defined]
-    if asked.method not in _SAFE and request.headers.get("Sec-Fetch-Site", "none") in ("cross-site", "same-site"):
-        origin = request.headers.get("Origin", "")
+    service, asked = current_service(), current_request()
+    if asked.method not in _SAFE and asked.headers.get("Sec-Fetch-Site", "none") in ("cross-site", "same-site"):
+        origin = asked.headers.get("Origin", "")
         if origin not in service.cors_origins and "*" not in service.cors_origins:
             g.refused = True
             raise Forbidden("This was sent by a page of another site, which cors_origins does not list")
-    if service.only_this_computer and not _is_ours(request.host, service.public_url):
+    if service.only_this_computer and not _is_ours(asked.host, service.public_url):
         g.refused = True
         raise Forbidden(
             "Nobody is asked for a password here, so that only 127.0.0.1 and localhost are answered. Where a proxy "

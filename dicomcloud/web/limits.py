@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from threading import BoundedSemaphore
 from typing import Final
 
-from flask import Flask, g, request
+from flask import Flask, g
 from werkzeug.exceptions import RequestURITooLarge
-from werkzeug.routing import Rule
 
 from ..errors import Unavailable
-from .service import Service
+from .service import Service, current_request
 
 _PATIENCE: Final = 15.0  # seconds that a heavy request waits for its turn
 _RETRY_AFTER: Final = 5
@@ -22,10 +22,11 @@ def add_limits(app: Flask, service: Service) -> None:
 
     @app.before_request
     def enter() -> None:
-        environ = request.environ
+        asked = current_request()
+        environ = asked.environ
         if len(environ.get("PATH_INFO", "")) + len(environ.get("QUERY_STRING", "")) > service.max_url_bytes:
             raise RequestURITooLarge(f"The URL is longer than the {service.max_url_bytes} bytes that are accepted")
-        if slots is not None and _is_heavy(request.method, request.url_rule):
+        if slots is not None and asked.url_rule is not None and _is_heavy(asked.method, asked.url_rule.rule):
             if not slots.acquire(timeout=_PATIENCE):
                 raise Unavailable(
                     "Too much is being drawn, converted or stored at the moment", retry_after=_RETRY_AFTER
@@ -38,11 +39,12 @@ def add_limits(app: Flask, service: Service) -> None:
             slots.release()
 
 
-def _is_heavy(method: str, rule: Rule | None) -> bool:
+@lru_cache(maxsize=1024)
+def _is_heavy(method: str, rule: str) -> bool:
     """Whether a request draws, stores, or may convert much: pictures, stores, whole studies and series, WADO-URI."""
-    if rule is None or method not in ("GET", "POST"):
+    if method not in ("GET", "POST"):
         return False
-    last = rule.rule.rpartition("/")[2]
+    last = rule.rpartition("/")[2]
     if method == "POST":
         return last in ("studies", "<study>", "stowrs")
     return last in ("rendered", "thumbnail", "<study>", "<series>", "wado", "wadouri")

@@ -14,11 +14,12 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
-from flask import Flask, Response, current_app, request
+from flask import Flask, Response, current_app
 
 from ..archive import Archive, StoreItem
 from ..errors import DicomWebError
 from ..server import METRICS_FOLDER
+from .service import current_request
 
 RECEIVED = "dicomcloud.received"  # in the environment of a request: the bytes of a body that had no Content-Length
 _OPERATION = "dicomcloud.operation"
@@ -154,7 +155,13 @@ def register(app: Flask, archive: Archive) -> None:
     """Put `/metrics` on the application, and have every answer counted. To be called before anything else is."""
     metrics = app.extensions["dicomcloud.metrics"] = Metrics(archive)
     app.add_url_rule("/metrics", "metrics", show_metrics)
-    app.before_request(_note_operation)
+
+    @app.before_request
+    def note_operation() -> None:
+        asked = current_request()
+        if asked.endpoint is not None:
+            asked.environ[_OPERATION] = app.view_functions[asked.endpoint].__name__
+
     app.wsgi_app = _Counting(app.wsgi_app, metrics)  # type: ignore[method-assign]
 
 
@@ -167,12 +174,6 @@ def show_metrics() -> Response:
     """Figures in the text format of Prometheus."""
     text, media_type = current_metrics().exposition()
     return Response(text, content_type=media_type, headers={"Cache-Control": "no-store"})
-
-
-def _note_operation() -> None:
-    view = current_app.view_functions.get(request.endpoint or "")
-    if view is not None:
-        request.environ[_OPERATION] = view.__name__
 
 
 class _Counting:

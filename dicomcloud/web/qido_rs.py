@@ -17,7 +17,7 @@ from .auth import current_caller
 from .negotiation import Offer
 from .openapi import DATA_SETS, content, faults, query
 from .responses import DICOM_JSON, DICOM_XML, dicom_json, dicom_xml, negotiated, warning, with_bulk_data_urls
-from .service import check_uids, current_service, server_url, service_url
+from .service import check_uids, current_request, current_service, server_url, service_url
 
 blueprint = Blueprint("QIDO-RS", __name__, description="Search (PS3.18 10.6)")
 
@@ -111,7 +111,8 @@ def _search(level: Level, study: str | None = None, series: str | None = None) -
     check_uids(study=study, series=series)
     service = current_service()
     choice = negotiated(_OFFERS)
-    pairs = [(key, value) for key, value in request.args.items(multi=True) if key != "accept"]
+    parameters = current_request().args
+    pairs = [(key, value) for key, value in parameters.items(multi=True) if key != "accept"]
     asked = parse_query(level, pairs, study_uid=study, series_uid=series, max_results=service.max_results)
     if (studies := current_caller().studies) is not None:
         asked = replace(asked, visible=studies.rules)
@@ -124,17 +125,17 @@ def _search(level: Level, study: str | None = None, series: str | None = None) -
         response = Response(status=204)
     else:
         response = dicom_json(body) if choice.offer.media_type == DICOM_JSON else dicom_xml(body, choice)
-    response.headers["Cache-Control"] = "private, no-cache"
-    response.headers["X-Total-Count"] = str(result.total)
+    response.headers.add("Cache-Control", "private, no-cache")
+    response.headers.add("X-Total-Count", str(result.total))
     if links := _links(asked, result.total, pairs, exact=result.exact):
-        response.headers["Link"] = links
+        response.headers.add("Link", links)
     warnings = list(asked.warnings)
     if result.remaining:
         number = result.remaining if result.exact else f"more than {result.remaining - 1}"
         warnings.append(f"There are {number} additional results that can be requested")
     for text in warnings:
         response.headers.add("Warning", warning(text))
-    if _INSTANCE_HEADER in request.args:
+    if _INSTANCE_HEADER in parameters:
         for uids in result.uids[:_MOST_HEADERS]:
             response.headers.add("X-Dicom-Instance", ":".join(_first_instance(*uids)))
     return response

@@ -17,7 +17,7 @@ from ..dicom.metadata import native_model_xml
 from ..errors import DicomWebError, NotAcceptable
 from .multipart import MultipartBody, OutgoingPart
 from .negotiation import Choice, Offer, check_charset, negotiate
-from .service import current_service, service_url
+from .service import current_request, current_service, service_url
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,10 @@ DICOM_XML = "application/dicom+xml"
 
 def negotiated(offers: Sequence[Offer]) -> Choice:
     """The offer that the request accepts (PS3.18 8.7.5). Raises BadRequest, NotAcceptable."""
-    check_charset(request.args.get("charset", ""))
-    header, parameter = request.headers.get("Accept"), request.args.get("accept")
+    asked = current_request()
+    if charset := asked.args.get("charset"):
+        check_charset(charset)
+    header, parameter = asked.headers.get("Accept"), asked.args.get("accept")
     if not header and not parameter and current_service().strict_accept:
         available = " | ".join(map(str, offers))
         raise NotAcceptable(f"The request has no Accept header (PS3.18 8.4.1). Available: {available}")
@@ -37,9 +39,8 @@ def negotiated(offers: Sequence[Offer]) -> Choice:
 
 def dicom_json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A data set or a list of data sets in the DICOM JSON Model (PS3.18 F.2), UTF-8, keys ascending."""
-    response = Response(orjson.dumps(body, option=orjson.OPT_SORT_KEYS), status, mimetype=DICOM_JSON)
-    response.headers.update(headers or {})
-    return response
+    given = {**(headers or {}), "Content-Type": DICOM_JSON}
+    return Response(orjson.dumps(body, option=orjson.OPT_SORT_KEYS), status, given)
 
 
 def with_bulk_data_urls(document: bytes, base: str) -> bytes:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from flask import current_app, request
+from flask import Request, current_app, request
 
 from ..access.authentication import Authentication
 from ..archive import Archive
@@ -58,8 +58,14 @@ class Service:
 
 
 def current_service() -> Service:
-    service: Service = current_app.extensions["dicomcloud"]
+    service: Service = current_app._get_current_object().extensions["dicomcloud"]  # type: ignore[attr-defined]
     return service
+
+
+def current_request() -> Request:
+    """What Flask's `request` stands for, which looks for it again at each use: for what every request goes through."""
+    asked: Request = request._get_current_object()  # type: ignore[attr-defined]
+    return asked
 
 
 def server_url() -> str:
@@ -67,10 +73,10 @@ def server_url() -> str:
 
     The setting `public_url`, or else the request's; what a proxy says counts only when it is a trusted one.
     """
-    service = current_service()
+    service, asked = current_service(), current_request()
     if service.public_url:
         return service.public_url
-    scheme, host, prefix = request.scheme, _host_with_port(), request.script_root
+    scheme, host, prefix = asked.scheme, _host_with_port(asked), asked.script_root
     if comes_from_proxy():
         told = _told_by_proxy()
         scheme, host, prefix = told.scheme or scheme, told.host or host, (told.prefix or prefix).rstrip("/")
@@ -87,12 +93,12 @@ def came_over_tls() -> bool:
 def comes_from_proxy() -> bool:
     """Whether the request was sent by a trusted proxy, whose headers count."""
     trusted = current_service().trusted_proxies
-    return bool(trusted) and _is_trusted(request.remote_addr or "", trusted)
+    return bool(trusted) and _is_trusted(current_request().remote_addr or "", trusted)
 
 
 def client_address() -> str:
     """The address of the client: the last one that is no trusted proxy, as far as proxies say so."""
-    address = request.remote_addr or ""
+    address = current_request().remote_addr or ""
     return _told_by_proxy().address or address if comes_from_proxy() else address
 
 
@@ -174,22 +180,22 @@ def _without_port(hop: str) -> str:
         return ""
 
 
-def _host_with_port() -> str:
+def _host_with_port(asked: Request) -> str:
     """The Host header; with the port of this server where the client left it out (dicomweb-client does so).
 
     Behind a proxy, which says so in its headers, a host without a port is right as it is.
     """
-    host, port = request.host, request.environ.get("SERVER_PORT") or ""
+    host, port = asked.host, asked.environ.get("SERVER_PORT") or ""
     if host.endswith("]") or ":" not in host:
-        direct = not any(name in request.headers for name in ("X-Forwarded-For", "Forwarded", "Via"))
-        if direct and port.isdigit() and port != ("443" if request.scheme == "https" else "80"):
+        direct = asked.environ.keys().isdisjoint(("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_VIA"))
+        if direct and port.isdigit() and port != ("443" if asked.scheme == "https" else "80"):
             return f"{host}:{port}"
     return host
 
 
 def service_url() -> str:
     """The root of the DICOMweb services as the client sees it, e.g. `https://pacs.example/dicomweb`."""
-    root = "/api" if request.path.startswith("/api/") else current_service().root
+    root = "/api" if current_request().path.startswith("/api/") else current_service().root
     return server_url() + root
 
 
