@@ -77,6 +77,7 @@ class TooManyRequests(DicomWebError):
 class Unavailable(DicomWebError):
     status = 503
     outcome_unknown = False  # whether what was asked for may have been done all the same
+    detail = ""  # what the part that is away had to say, for the operator and not for clients
 
     def __init__(self, message: str, *, retry_after: int = 30) -> None:
         super().__init__(message, headers={"Retry-After": str(retry_after)})

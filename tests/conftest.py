@@ -18,10 +18,20 @@ from dicomcloud.archive import Archive
 from dicomcloud.settings import Settings, load
 from tests.databases import WorkDatabase, work_database
 from tests.emulators import azurite, s3_server, wired
+from tests.tsql import as_tsql, faults, gathered
 
 __all__ = ["azurite", "s3_server", "wired"]
 
 AppMaker = Callable[..., Flask]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sent_statements() -> Iterator[None]:
+    """Whatever the program sends to its index while the tests run has to be T-SQL, too."""
+    with gathered() as statements:
+        yield
+    refused = {statement: found for statement in statements if (found := faults(as_tsql(statement)))}
+    assert refused == {}, "SQL Server would refuse these"
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,9 @@ import pytest
 from dicomcloud.archive import Archive
 from tests.conftest import AppMaker, Run, report_of
 from tests.data import make_dataset, make_file
+from tests.databases import on_sqlite
+
+pytestmark = on_sqlite  # a server's index is backed up by the server's own means
 
 
 def store(archive: Archive, *files: bytes) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from tests.conftest import Run, report_of
 from tests.data import make_dataset, make_file
+from tests.databases import on_sqlite
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -172,6 +173,7 @@ def test_reindex_names_a_file_that_cannot_be_indexed(run: Run, folder: Path, tmp
     assert "Indexed 1 instances of 1 studies; 1 could not be." in finished.stdout
 
 
+@on_sqlite
 def test_migrate_tells_what_is_pending_and_applies_it_once(run: Run) -> None:
     check = run("migrate", "--check")
     assert (check.returncode, check.stdout.split(maxsplit=1)[0]) == (1, "pending:")
@@ -314,6 +316,7 @@ def test_serve_refuses_a_port_in_use(run: Run) -> None:
     assert finished.stderr.startswith(f"{address} is in use")
 
 
+@on_sqlite
 def test_the_command_runs_from_any_folder(environment: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, str(PROJECT / "dicomcloud"), "migrate"]
     del environment["PYTHONPATH"]
@@ -337,9 +340,10 @@ def test_doctor_finds_a_new_archive_in_order(run: Run, folder: Path) -> None:
     finished = run("doctor")
     assert (finished.returncode, "0 faults" in finished.stdout) == (0, True), finished.stdout
     rows = json.loads(run("doctor", "--json").stdout)
-    assert {row["what"]: row["state"] for row in rows}.items() >= {"schema": "ok", "journal": "ok"}.items()
+    assert {row["what"]: row["state"] for row in rows}.items() >= {"schema": "ok", "database": "ok"}.items()
 
 
+@on_sqlite
 def test_doctor_names_pending_migrations_and_what_to_do(run: Run) -> None:
     finished = run("doctor")
     assert finished.returncode == 1
@@ -347,6 +351,7 @@ def test_doctor_names_pending_migrations_and_what_to_do(run: Run) -> None:
     assert "Run `migrate`." in finished.stdout
 
 
+@on_sqlite
 def test_doctor_goes_on_where_a_check_fails(run: Run, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "index.sqlite3").write_bytes(b"this is no database" * 100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 
 from tests.conftest import Run
 from tests.data import make_file
+from tests.databases import on_sqlite
+from tests.emulators import S3Server
 
 
 @pytest.fixture
@@ -47,6 +50,7 @@ def test_a_disk_that_is_almost_full_is_a_fault(run: Run, stored: Path) -> None:
     assert (state, "nothing is stored any more" in message, advice) == ("fault", True, "Make room.")
 
 
+@on_sqlite
 def test_a_clock_that_is_behind_is_a_fault(run: Run, stored: Path) -> None:
     later = time.time() + 7200
     os.utime(stored / "index.sqlite3", (later, later))
@@ -73,3 +77,34 @@ def test_settings_that_do_not_fit_together_are_named(run: Run, stored: Path) -> 
 def test_a_public_url_that_leads_nowhere_is_named(run: Run, stored: Path) -> None:
     found = diagnosed(run, public_url="http://127.0.0.1:9")
     assert found["public_url"][0] == "warning"
+
+
+def test_an_object_store_is_written_to_and_read(run: Run, s3_server: S3Server, tmp_path: Path) -> None:
+    url = s3_server.new_storage()
+    (tmp_path / "one.dcm").write_bytes(make_file())
+    assert run("import", tmp_path / "one.dcm", storage_url=url).returncode == 0
+    found = diagnosed(run, storage_url=url)
+    assert found["object store"] == ("ok", "an object was written, read and deleted", "")
+    assert run("verify", storage_url=url).returncode == 0  # nothing is left of it
+
+
+def test_an_object_store_that_takes_nothing_is_told_with_its_reason(run: Run, s3_server: S3Server) -> None:
+    url = s3_server.new_storage()
+    bucket = url.partition("//")[2].rpartition("@")[2].partition("/")[0]
+    state, message, advice = diagnosed(run, storage_url=url.replace(bucket, "no-such-bucket"))["object store"]
+    assert (state, "could not be written" in message, "credentials" in advice) == ("fault", True, True)
+    assert "404" in message  # there is no such bucket
+
+
+@pytest.mark.parametrize(("library", "url"), [("obstore", "s3://bucket/x"), ("azure", "azure://container/x")])
+def test_a_missing_library_of_an_object_store_is_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch, library: str, url: str
+) -> None:
+    for name in list(sys.modules):
+        if name.split(".")[0] == library or name in ("dicomcloud.storage.s3", "dicomcloud.storage.azure_blob"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    told = "is not installed: python -m pip install -r requirements-objectstore.txt"
+    assert told in diagnosed(run, storage_url=url)["index"][1]
+    served = run("serve", storage_url=url)
+    assert (served.returncode, told in served.stderr) == (2, True)

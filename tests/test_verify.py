@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import Run, report_of
 from tests.data import make_dataset, make_file
+from tests.databases import on_sqlite
 
 
 @pytest.fixture
@@ -53,6 +54,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_verified(run: Ru
     assert [Path(each["key"]).name for each in report["findings"]] == [stored[2].name]
 
 
+@on_sqlite
 @pytest.mark.parametrize("damage", ["all of it", "the first page", "a page in the middle"])
 def test_a_damaged_index_is_made_anew_from_the_files(run: Run, stored: list[Path], tmp_path: Path, damage: str) -> None:
     index = tmp_path / "data" / "index.sqlite3"

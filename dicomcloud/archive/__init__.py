@@ -210,6 +210,30 @@ class Archive:
                 "restore a backup, or let `verify --repair` take them out of the index."
             )
 
+    def try_storage(self) -> Iterator[str]:
+        """Write, read and delete a file of no instance; yields `written`, `read`, `deleted` after each.
+
+        Raises OSError, Unavailable.
+        """
+        content = b"DICOMcloud looks whether its storage works."
+        incoming = self._storage.receive()
+        try:
+            incoming.write(content)
+            keys = self._storage.commit([incoming])
+        except BaseException:
+            incoming.discard()
+            raise
+        try:
+            yield "written"
+            with self._storage.open(keys[0], fresh=True) as file:
+                if file.read() != content:
+                    raise OSError("other bytes came back than were written")
+            yield "read"
+        finally:
+            self._storage.delete(keys[0])
+            self._storage.confirm(keys)
+        yield "deleted"
+
     def disk_space(self) -> tuple[int, int]:
         """Free bytes and all bytes of the volume with the files. Raises OSError."""
         return self._storage.disk_space()

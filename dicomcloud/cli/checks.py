@@ -18,6 +18,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from ..diagnosis import Diagnosis, fault, good, warn
+from ..errors import Unavailable
 from ..settings import unix_socket
 from .program import Program
 
@@ -71,6 +72,30 @@ def check_storage(program: Program) -> Iterator[Diagnosis]:
                 f"everybody on this computer may look into {settings.data_path} ({mode:o})",
                 f"chmod o= {settings.data_path}",
             )
+
+
+def check_object_store(program: Program) -> Iterator[Diagnosis]:
+    """An object store: an object is written there, read and deleted, as stores and deletes do."""
+    settings = program.settings
+    if settings.resolved_storage_url.startswith("file://"):
+        return
+    with program.archive(migrated=False) as archive:
+        done = []
+        try:
+            for step in archive.try_storage():
+                done.append(step)
+        except (OSError, Unavailable) as error:
+            failed = next(step for step in ("written", "read", "deleted") if step not in done)
+            reason = getattr(error, "detail", "") or str(error)
+            yield fault("object store", f"an object could not be {failed}: {reason}", _OBJECT_STORE)
+        else:
+            yield good("object store", "an object was written, read and deleted")
+
+
+_OBJECT_STORE: Final = (
+    "See whether storage_url names the right bucket or container, and whether its credentials may read, write, list "
+    "and delete there (docs/object-storage.md)."
+)
 
 
 def _file_system(path: Path) -> str:

@@ -17,6 +17,7 @@ import click
 
 from ..diagnosis import Diagnosis, State, fault
 from ..errors import DicomWebError
+from ..settings import SettingsError
 from . import checks
 from .program import Program, commands
 
@@ -33,6 +34,7 @@ CHECKS: Final[Sequence[Check]] = (
     check_index,
     checks.check_settings,
     checks.check_storage,
+    checks.check_object_store,
     checks.check_disk_space,
     checks.check_clock,
     checks.check_proxies,
@@ -73,5 +75,7 @@ def _diagnoses(program: Program) -> Iterator[Diagnosis]:
             yield from check(program)
         except DicomWebError as error:
             yield fault(name, error.message)
+        except SettingsError as error:
+            yield fault(name, str(error))
         except Exception as error:
             yield fault(name, f"could not be checked: {type(error).__name__}: {error}")

@@ -191,5 +191,7 @@ def _failures(name: str) -> Iterator[None]:
 
 
 def _unavailable(error: AzureError) -> Unavailable:
-    log.error("Azure Blob Storage: %s", str(error.message).partition("\n")[0][:500])
-    return Unavailable("The object store cannot be reached at the moment")
+    unavailable = Unavailable("The object store cannot be reached at the moment")
+    unavailable.detail = str(error.message).partition("\n")[0][:500]
+    log.error("Azure Blob Storage: %s", unavailable.detail)
+    return unavailable

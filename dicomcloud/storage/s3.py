@@ -162,7 +162,9 @@ def _failures(name: str) -> Iterator[None]:
 
 def _unavailable(error: Exception) -> Unavailable:
     log.error("S3: %s", _short(error))
-    return Unavailable("The object store cannot be reached at the moment")
+    unavailable = Unavailable("The object store cannot be reached at the moment")
+    unavailable.detail = " ".join(_short(error).split())
+    return unavailable
 
 
 def _short(error: Exception) -> str:

@@ -23,6 +23,7 @@ import requests
 
 from tests.conftest import AppMaker
 from tests.data import make_dataset, make_file
+from tests.databases import on_sqlite
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="mounts and limits of POSIX")
 
@@ -172,6 +173,7 @@ def test_a_server_does_not_start_with_an_empty_folder_in_place_of_its_files(
     assert len(requests.get(f"{server.root}/studies", timeout=60).json()) == 1
 
 
+@on_sqlite
 def test_an_index_that_another_program_locks_stops_no_reader(
     make_app: AppMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -194,6 +196,7 @@ def test_an_index_that_another_program_locks_stops_no_reader(
     assert client.delete(path).status_code == 204
 
 
+@on_sqlite
 def test_a_damaged_index_is_told_and_made_anew_from_the_files(new_server: Callable[..., Any], tmp_path: Path) -> None:
     server = new_server(DICOMCLOUD_DATA_DIR=str(tmp_path / "data"))
     datasets = [make_dataset() for _ in range(5)]
@@ -217,6 +220,7 @@ def test_a_damaged_index_is_told_and_made_anew_from_the_files(new_server: Callab
     assert server.run("verify", "--checksums").returncode == 0
 
 
+@on_sqlite
 def test_an_index_that_went_away_is_not_taken_for_a_new_one(new_server: Callable[..., Any], tmp_path: Path) -> None:
     server = new_server(DICOMCLOUD_DATA_DIR=str(tmp_path / "data"), DICOMCLOUD_WORKERS="1")
     assert post(server, make_file()).status_code == 200

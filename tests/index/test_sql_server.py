@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,8 +11,6 @@ from urllib.parse import parse_qsl
 
 import peewee
 import pytest
-import sqlglot
-from sqlglot import exp
 
 from dicomcloud.dicom.attributes import Level
 from dicomcloud.dicom.query import parse_query
@@ -23,6 +22,7 @@ from dicomcloud.index.original import OriginalDatabase
 from dicomcloud.index.sql_server import Rows, SqlServer
 from dicomcloud.index.sql_server.connections import parse_url
 from dicomcloud.index.sql_server.statements import inline, literal, render
+from tests.tsql import as_tsql, faults
 
 from .conftest import MIGRATIONS, new_instance, new_study
 from .test_search import STUDY_SEARCHES
@@ -116,82 +116,6 @@ class _Written(SqlServer):
         yield
 
 
-KNOWN_FUNCTIONS = {
-    "count", "min", "max", "sum", "coalesce", "charindex", "concat", "object_id", "scope_identity", "len", "abs",
-    "schema_id", "schema_name", "db_name", "case", "cast", "exists", "isnull", "substring",
-}  # fmt: skip
-RESERVED = frozenset(
-    re.findall(
-        r"\w+",
-        """
-        add all alter and any as asc authorization backup begin between break browse bulk by cascade
-        case check close coalesce collate column commit constraint contains create cross current
-        cursor database declare default delete deny desc distinct double drop else end escape except
-        exec execute exists exit external fetch file for foreign from full function goto grant group
-        having identity if in index inner insert intersect into is join key kill left like merge
-        national not null of off offsets on open option or order outer over percent pivot plan
-        primary print proc procedure public read references return revert revoke right rollback
-        rowcount rule save schema select session_user set some statistics table then to top tran
-        transaction trigger truncate try union unique update use user values view when where while
-        with
-        """,
-    )
-)
-
-
-def faults(statement: str) -> list[str]:
-    """What SQL Server would refuse of a statement."""
-    try:
-        trees = sqlglot.parse(statement, read="tsql", error_level=sqlglot.ErrorLevel.RAISE)
-    except sqlglot.ParseError as error:
-        return [f"does not parse: {error}"]
-    found = []
-    if re.search(
-        r"\bLIMIT\b|\|\||\bON CONFLICT\b|\bRETURNING\b|\binstr\(|INSERT OR |\bREPLACE INTO|\bPRAGMA\b", statement
-    ):
-        found.append("is SQLite's")
-    for tree in trees:
-        if tree is None:
-            continue
-        found += _faults_of(tree)
-    return found
-
-
-def _faults_of(tree: exp.Expression) -> Iterator[str]:
-    for select in tree.find_all(exp.Select):
-        nested = select.find_ancestor(exp.Subquery, exp.CTE, exp.In, exp.Exists) is not None or select is not tree
-        limited = select.args.get("limit") or select.args.get("offset")
-        if nested and select.args.get("order") and not limited and not isinstance(tree, exp.Insert):
-            yield "1033: ORDER BY in a subquery"
-        if isinstance(select.parent, exp.Subquery) and select.parent.alias:
-            named = (exp.Alias, exp.Column)
-            names = [column.alias_or_name if isinstance(column, named) else "" for column in select.expressions]
-            if not all(names) and not any(column.is_star for column in select.expressions):
-                yield "8155: a column of a derived table without a name"
-            if len(set(names)) < len(names):
-                yield "8156: two columns of a derived table with one name"
-        for column in select.expressions:
-            bare = column.this if isinstance(column, exp.Alias) else column
-            if isinstance(bare, (exp.Exists, exp.EQ, exp.GT, exp.LT, exp.Like, exp.And, exp.Or)):
-                yield "102: a condition as a column"
-    for values in tree.find_all(exp.Values):
-        if len(values.expressions) > 1000:
-            yield "10738: more than 1000 rows"
-    for fetch in tree.find_all(exp.Fetch):
-        if fetch.args.get("count") is not None and fetch.args["count"].sql() == "0":
-            yield "10744: FETCH NEXT 0 ROWS"
-    for identifier in tree.find_all(exp.Identifier):
-        if not identifier.quoted and identifier.name.lower() in RESERVED:
-            yield f"156: {identifier.name} is a reserved word"
-    for function in tree.find_all(exp.Anonymous):
-        if function.name.lower() not in KNOWN_FUNCTIONS:
-            yield f"195: {function.name} is not a function of T-SQL"
-    if isinstance(tree, exp.Create) and str(tree.args.get("kind")).upper() == "TABLE":
-        cascades = tree.sql().upper().count("ON DELETE CASCADE")
-        if cascades > 1:
-            yield "1785: more than one cascade path"
-
-
 @pytest.mark.parametrize(
     "statement",
     [
@@ -207,6 +131,12 @@ def _faults_of(tree: exp.Expression) -> Iterator[str]:
         "INSERT INTO t (a) VALUES " + ", ".join(["(1)"] * 1001),
         "CREATE TABLE t (a INT REFERENCES u (a) ON DELETE CASCADE, b INT REFERENCES v (a) ON DELETE CASCADE)",
         "SELECT FROM WHERE",
+        "SELECT a, count(*) FROM t",
+        "SELECT a, b, count(*) FROM t GROUP BY a",
+        "SELECT DISTINCT a FROM t ORDER BY b",
+        "SELECT a FROM t WHERE b",
+        "SELECT a FROM t WHERE a = 1 AND NOT b",
+        "INSERT INTO audit_event (a) OUTPUT INSERTED.id VALUES (1)",
     ],
 )
 def test_the_check_finds_what_the_server_refuses(statement: str) -> None:
@@ -276,6 +206,78 @@ def test_every_statement_to_a_database_of_the_original_is_accepted() -> None:
     assert list(original.instances()) == [("0", "7", "8")]
     assert len(database.sent) == 5
     assert {statement: found for statement in database.sent if (found := faults(statement))} == {}
+
+
+@pytest.mark.parametrize(
+    ("sql", "sent"),
+    [
+        (
+            "SELECT a FROM t ORDER BY b LIMIT ? OFFSET ?",
+            "SELECT a FROM t ORDER BY b OFFSET 1 ROWS FETCH NEXT 1 ROWS ONLY",
+        ),
+        (
+            "SELECT count(*) FROM (SELECT a FROM t LIMIT 50) u",
+            "SELECT count(*) FROM (SELECT a FROM t ORDER BY (SELECT NULL) OFFSET 0 ROWS FETCH NEXT 50 ROWS ONLY) u",
+        ),
+        ("SELECT a FROM t WHERE +b = 'x'", "SELECT a FROM t WHERE b = N'x'"),
+        ("SELECT a FROM t WHERE instr(s.c, ?) > 0", "SELECT a FROM t WHERE CHARINDEX(1, s.c) > 0"),
+        ("SELECT a FROM t WHERE b LIKE ? ESCAPE '\\'", "SELECT a FROM t WHERE b LIKE 1"),
+        ("SELECT a FROM t WHERE name_matches(a, a_other, ?)", "SELECT a FROM t WHERE 1 = 1"),
+    ],
+)
+def test_what_is_gathered_is_put_into_the_words_of_the_server(sql: str, sent: str) -> None:
+    assert as_tsql(sql) == sent
+    assert faults(sent) == []
+
+
+class _Answering(_Written):
+    """Says that all is well, or that everything is wrong."""
+
+    def __init__(self, *, well: bool) -> None:
+        super().__init__()
+        self._well = well
+
+    def run(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
+        super().run(sql, parameters)
+        answers: dict[str, Any] = {
+            "@@VERSION": "Microsoft SQL Server 2022",
+            "DATEDIFF_BIG": int(time.time() * 1000) if self._well else 0,
+            "HAS_PERMS": self._well,
+        }
+        for text, answer in answers.items():
+            if text in sql:
+                return Rows([(answer,)], 1)
+        if "sys.databases" in sql:
+            row = (150, True, "Latin1", False, False) if self._well else (120, False, "Latin1", True, True)
+            return Rows([row], 1)
+        if "collation_name" in sql:
+            return Rows([("study", "uid", "Latin1_General_BIN2" if self._well else "Latin1_General_CI_AS")], 1)
+        return Rows([("study", "an_index")] if "is_disabled" in sql and not self._well else [], 0)
+
+
+def test_doctor_asks_what_the_server_understands_and_names_what_is_wrong() -> None:
+    well, ill = _Answering(well=True), _Answering(well=False)
+    found = {each.what: each.state.value for each in well.diagnose()}
+    assert {what for what, state in found.items() if state == "fault"} == {"indexes"}  # it was shown none
+    named = {each.what: each for each in ill.diagnose()}
+    wrong = {
+        "compatibility level",
+        "READ_COMMITTED_SNAPSHOT",
+        "column collations",
+        "permissions",
+        "clock",
+        "AUTO_CLOSE",
+    }
+    assert all(named[what].state.value != "ok" for what in wrong)
+    assert "SET READ_COMMITTED_SNAPSHOT ON" in named["READ_COMMITTED_SNAPSHOT"].advice
+    for database in (well, ill):
+        database.get_columns("study")
+        database.get_foreign_keys("study")
+        database.table_exists("study")
+        database.get_tables()
+    sent = {*well.sent, *ill.sent}
+    assert len(sent) > 10
+    assert {statement: found for statement in sent if (found := faults(statement))} == {}
 
 
 #: Valid T-SQL that sqlglot does not know.
