@@ -16,7 +16,7 @@ from app import create_app, open_archive
 from dicomcloud import cli
 from dicomcloud.archive import Archive
 from dicomcloud.settings import Settings, load
-from tests.databases import WorkDatabase, work_database
+from tests.databases import WorkDatabase, url_of_new_server_database, work_database
 from tests.emulators import azurite, s3_server, wired
 from tests.tsql import as_tsql, faults, gathered
 
@@ -52,13 +52,16 @@ def make_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server_url: str) -
     """Applications over one data directory, with the settings given as text, as in the environment."""
     monkeypatch.chdir(tmp_path)  # away from a dicomcloud.toml of the developer
     made: list[Flask] = []
+    urls: dict[str, str] = {}  # by data directory: on SQLite each has a database of its own, too
 
     def make(**settings: Any) -> Flask:
         environment = {f"DICOMCLOUD_{name.upper()}": str(value) for name, value in settings.items()}
         environment.setdefault("DICOMCLOUD_DATA_DIR", str(tmp_path / "data"))
         environment.setdefault("DICOMCLOUD_MIN_FREE_BYTES", "0")
         if server_url:
-            environment.setdefault("DICOMCLOUD_DATABASE_URL", server_url)
+            folder = environment["DICOMCLOUD_DATA_DIR"]
+            urls.setdefault(folder, url_of_new_server_database() if urls and folder not in urls else server_url)
+            environment.setdefault("DICOMCLOUD_DATABASE_URL", urls[folder])
         made.append(create_app(load_settings(environment)))
         return made[-1]
 

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import AppMaker
 from tests.data import make_dataset, make_file
+from tests.databases import on_sqlite
 
 
 @pytest.fixture
@@ -117,6 +118,7 @@ def test_a_storage_that_is_away_is_named_without_its_path(client: FlaskClient, t
     assert client.get("/readyz").status_code == 200
 
 
+@on_sqlite
 def test_an_index_that_is_no_database_any_more_is_named(client: FlaskClient, tmp_path: Path) -> None:
     post(client, make_file())
     archive = client.application.extensions["dicomcloud"].archive
