@@ -14,6 +14,7 @@ from dicomcloud.web.assets import MEDIA_TYPES
 from dicomcloud.web.site import CONTENT_SECURITY_POLICY
 from tests.conftest import AppMaker
 from tests.data import make_file
+from tests.databases import on_sqlite
 
 SITE = Path(__file__).resolve().parents[2] / "dicomcloud" / "web" / "site"
 
@@ -61,6 +62,7 @@ def test_a_module_imports_only_what_is_there() -> None:
         assert [name for name in used if f'id="{name}"' not in icons] == []
 
 
+@on_sqlite  # the keys of a server's test database go on from test to test
 def test_the_summary_counts_what_is_stored_and_when_it_came(client: FlaskClient) -> None:
     for _ in range(3):
         client.post("/dicomweb/studies", data=make_file(), content_type="application/dicom")
