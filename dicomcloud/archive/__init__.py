@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from datetime import datetime
-from functools import partial
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
@@ -546,11 +544,12 @@ class Archive:
 
         def finish() -> bytes:
             try:
-                return future.result()
+                frame = future.result()
             except FileNotFoundError:
                 self._deleted_meanwhile(row)
+            self.cache.write(key, frame)  # before the answer: who deletes the instance after it finds it there
+            return frame
 
-        future.add_done_callback(partial(self._keep, key))
         return _Pending(finish, drop=future.cancel)
 
     def _ahead(self, begun: Iterator[_Pending[Result]]) -> Iterator[Result | CannotTranscode]:
@@ -591,20 +590,14 @@ class Archive:
         if not elsewhere and file.is_local and file.pixels < _KEPT_PIXELS:
             return self._drawn(row, lambda: render(file, *arguments, max_pixels=self.max_image_pixels))
         key = f"{row.file_key} {render.__name__} {arguments!r}"
-        if (picture := self.cache.read(key)) is not None:
-            return picture
-        if elsewhere:
-            future = self._codecs.submit(render, file, *arguments, max_pixels=self.max_image_pixels)
-            future.add_done_callback(partial(self._keep, key))
-            return self._drawn(row, future.result)
-        picture = self._drawn(row, lambda: render(file, *arguments, max_pixels=self.max_image_pixels))
-        self.cache.write(key, picture)
+        if (picture := self.cache.read(key)) is None:
+            if elsewhere:
+                future = self._codecs.submit(render, file, *arguments, max_pixels=self.max_image_pixels)
+                picture = self._drawn(row, future.result)
+            else:
+                picture = self._drawn(row, lambda: render(file, *arguments, max_pixels=self.max_image_pixels))
+            self.cache.write(key, picture)
         return picture
-
-    def _keep(self, key: str, made: Future[bytes]) -> None:
-        """Keep a result in the cache, in the codec's thread, while the answer with it is on its way."""
-        if not made.cancelled() and made.exception() is None:
-            self.cache.write(key, made.result())
 
     def _drawn(self, row: InstanceRow, draw: Callable[[], bytes]) -> bytes:
         try:
