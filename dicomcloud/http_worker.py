@@ -67,7 +67,8 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.cfg = _Settled(self.cfg)
+        self.cfg = cfg = _Settled(self.cfg)
+        self._logs_accesses = cfg.accesslog or cfg.logconfig or cfg.logconfig_dict or cfg.logconfig_json or cfg.syslog
         self._lock = Lock()
         self._waiting = 0  # connections that have work for a thread, and none yet
         self._working = 0  # threads that have a connection
@@ -155,7 +156,8 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]
                     response.write(piece)
                 response.close()
             finally:
-                self.log.access(response, req, environ, datetime.now() - began)
+                if self._logs_accesses:
+                    self.log.access(response, req, environ, datetime.now() - began)
                 if hasattr(body, "close"):
                     body.close()
         except OSError:

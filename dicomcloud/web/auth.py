@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
-from flask import Flask, Response, g, redirect, request
+from flask import Flask, Request, Response, g, redirect, request
 
 from ..access import ANYBODY, Caller, Permission
 from ..access.authentication import Shown
@@ -113,7 +113,7 @@ def guard(app: Flask, declared: Mapping[str, Need]) -> None:
         if need is None:
             need = known[endpoint] = need_of(app, endpoint, declared)
         own.need = need
-        _check_site()
+        _check_site(asked)
         if need.public:
             return None
         try:
@@ -175,13 +175,13 @@ def _is_navigation() -> bool:
     )
 
 
-def _check_site() -> None:
+def _check_site(asked: Request) -> None:
     """What a browser remembers, be it a password or only that the server is on this computer, is not for other sites.
 
     A page of another site cannot read answers, but it could send what changes something. And while nobody is asked, a
     page could make its own host name mean this computer (DNS rebinding): then only an address, or localhost, will do.
     """
-    service, asked = current_service(), current_request()
+    service = current_service()
     if asked.method not in _SAFE and asked.headers.get("Sec-Fetch-Site", "none") in ("cross-site", "same-site"):
         origin = asked.headers.get("Origin", "")
         if origin not in service.cors_origins and "*" not in service.cors_origins:

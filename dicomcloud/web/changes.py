@@ -7,10 +7,9 @@ from urllib.parse import urlencode
 
 import orjson
 from flask import Response, request
-from flask_smorest import Blueprint
 
 from ..errors import BadRequest, NotFound
-from .openapi import faults, query
+from .openapi import Blueprint, faults, query
 from .service import current_service, service_url
 
 blueprint = Blueprint("changes", __name__, description="Change feed (outside the standard)")

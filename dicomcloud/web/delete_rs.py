@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from flask import Response
-from flask_smorest import Blueprint
 
-from .openapi import faults
+from .openapi import Blueprint, faults
 from .service import check_uids, current_service
 
 blueprint = Blueprint("DELOW-RS", __name__, description="Delete (outside the standard)")

@@ -9,11 +9,10 @@ from urllib.parse import urlencode
 
 import orjson
 from flask import Response
-from flask_smorest import Blueprint
 
 from ..dicom import metadata
 from ..errors import Gone, NotFound
-from .openapi import faults
+from .openapi import Blueprint, faults
 from .service import check_uids, current_service, server_url
 
 blueprint = Blueprint("OHIF", __name__, description="Study description for the OHIF viewer (outside the standard)")

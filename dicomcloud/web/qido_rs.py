@@ -9,13 +9,12 @@ from urllib.parse import urlencode
 
 import orjson
 from flask import Response, request
-from flask_smorest import Blueprint
 
 from ..dicom.attributes import INDEXED_ATTRIBUTES, Level, json_key
 from ..dicom.query import Query, parse_query
 from .auth import current_caller
 from .negotiation import Offer
-from .openapi import DATA_SETS, content, faults, query
+from .openapi import DATA_SETS, Blueprint, content, faults, query
 from .responses import DICOM_JSON, DICOM_XML, dicom_json, dicom_xml, negotiated, warning, with_bulk_data_urls
 from .service import check_uids, current_request, current_service, server_url, service_url
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 from flask import Response, request
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 
 from ..archive import explain
@@ -40,7 +41,14 @@ def negotiated(offers: Sequence[Offer]) -> Choice:
 def dicom_json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A data set or a list of data sets in the DICOM JSON Model (PS3.18 F.2), UTF-8, keys ascending."""
     given = {**(headers or {}), "Content-Type": DICOM_JSON}
-    return Response(orjson.dumps(body, option=orjson.OPT_SORT_KEYS), status, given)
+    return _Ready(orjson.dumps(body, option=orjson.OPT_SORT_KEYS), status, given)
+
+
+class _Ready(Response):
+    """An answer with a body, whose headers are as they are sent: they need not be copied and looked through."""
+
+    def get_wsgi_headers(self, environ: Any) -> Headers:
+        return self.headers
 
 
 def with_bulk_data_urls(document: bytes, base: str) -> bytes:

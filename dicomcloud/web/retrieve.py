@@ -16,13 +16,13 @@ from typing import BinaryIO, TypeVar, cast
 
 import orjson
 from flask import Response, has_request_context, request
-from flask_smorest import Blueprint
 
 from ..archive import InstanceRow
 from ..errors import RangeNotSatisfiable
 from ..server import TAKES_FILE_SPANS
 from .multipart import Chunk, FileSpan, MultipartBody, OutgoingPart, read_in_pieces
 from .negotiation import Choice, Offer
+from .openapi import Blueprint
 from .responses import negotiated
 from .service import current_service, service_url
 

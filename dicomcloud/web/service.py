@@ -73,11 +73,14 @@ def server_url() -> str:
 
     The setting `public_url`, or else the request's; what a proxy says counts only when it is a trusted one.
     """
-    service, asked = current_service(), current_request()
+    return _server_url(current_service(), current_request())
+
+
+def _server_url(service: Service, asked: Request) -> str:
     if service.public_url:
         return service.public_url
     scheme, host, prefix = asked.scheme, _host_with_port(asked), asked.script_root
-    if comes_from_proxy():
+    if service.trusted_proxies and comes_from_proxy():
         told = _told_by_proxy()
         scheme, host, prefix = told.scheme or scheme, told.host or host, (told.prefix or prefix).rstrip("/")
     return f"{scheme}://{host}{prefix}"
@@ -195,8 +198,8 @@ def _host_with_port(asked: Request) -> str:
 
 def service_url() -> str:
     """The root of the DICOMweb services as the client sees it, e.g. `https://pacs.example/dicomweb`."""
-    root = "/api" if current_request().path.startswith("/api/") else current_service().root
-    return server_url() + root
+    service, asked = current_service(), current_request()
+    return _server_url(service, asked) + ("/api" if asked.path.startswith("/api/") else service.root)
 
 
 def check_uids(**uids: str | None) -> None:

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import orjson
 from flask import Response, redirect, request
-from flask_smorest import Blueprint
 
 from ..access import Permission
 from ..access.authentication import LONGEST_LOGIN, Authentication, OpenedSession
@@ -25,7 +24,7 @@ from .auth import (
     current_csrf_token,
     needs,
 )
-from .openapi import faults
+from .openapi import Blueprint, faults
 from .service import client_address, current_service, server_url
 from .site import page
 

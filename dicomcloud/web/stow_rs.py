@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import quote
 
 from flask import Response, request
-from flask_smorest import Blueprint
 
 from ..archive import StoreBatch, StoreItem, explain
 from ..dicom.attributes import tag_of
@@ -41,7 +40,7 @@ from .multipart import (
     read_parts,
 )
 from .negotiation import Offer, negotiate
-from .openapi import BINARY, DATA_SETS, content, faults
+from .openapi import BINARY, DATA_SETS, Blueprint, content, faults
 from .responses import DICOM_JSON, DICOM_XML, dicom_json, dicom_xml, warning
 from .service import Service, check_uids, current_service, service_url
 from .stow_metadata import METADATA_TYPES, MetadataRequest

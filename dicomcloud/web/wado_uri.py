@@ -7,7 +7,6 @@ from typing import Final
 
 import orjson
 from flask import Response, request
-from flask_smorest import Blueprint
 
 from ..archive import ImageFile, InstanceRow
 from ..dicom.attributes import is_uid
@@ -21,7 +20,7 @@ from ..errors import BadRequest, NotAcceptable, NotFound
 from .auth import check_visible
 from .multipart import OutgoingPart
 from .negotiation import Choice, Offer, check_charset
-from .openapi import content, faults, query
+from .openapi import Blueprint, content, faults, query
 from .responses import DICOM_JSON, DICOM_XML, not_modified, warning, with_bulk_data_urls
 from .retrieve import (
     AS_STORED,
