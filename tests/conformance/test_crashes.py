@@ -25,7 +25,7 @@ def test_a_killed_server_comes_back_with_all_it_acknowledged_and_nothing_half(
 ) -> None:
     server = new_server(DICOMCLOUD_SERVER=kind)
     told = kill_loop.run(server, KILLS, every=max(KILLS // 2, 1))
-    assert len(told.kept) >= KILLS
+    assert len(told.kept) > KILLS
     assert told.deleted
     studies = requests.get(f"{server.root}/studies", params={"limit": 1000}, timeout=60).json()
     found = requests.get(f"{server.root}/instances", params={"limit": 10_000}, timeout=60).json()
