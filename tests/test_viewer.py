@@ -14,6 +14,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from dicomcloud import viewer
+from dicomcloud.web.ohif_viewer import ACCEPT
 from tests.conftest import AppMaker, Run
 
 BUILD = {
@@ -182,6 +183,7 @@ def test_the_configuration_names_this_server(client: FlaskClient) -> None:
     assert answer.mimetype == "text/javascript"
     assert '"root":"/archive/dicom-web"' in answer.text
     assert "window.config" in answer.text
+    assert f'"accept":["{ACCEPT}"]' in answer.text
     assert "http" not in answer.text.replace("httpErrorHandler", "")
     assert client.get("/viewer/init-service-worker.js").data == b""
 

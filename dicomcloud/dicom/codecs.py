@@ -184,6 +184,22 @@ def decode(syntax: TransferSyntax, data: bytes, image: ImagePixel) -> tuple[byte
         raise CannotDecode(f"The {syntax.name} frame cannot be decoded: {reason or type(error).__name__}.") from error
 
 
+def recompressed_jpeg(data: bytes, image: ImagePixel) -> bytes | None:
+    """The JPEG stream that a JPEG XL codestream was made from, bit for bit (ISO/IEC 18181-2).
+
+    None if it was not made from one, or not from JPEG Baseline of this image.
+    """
+    import imagecodecs
+
+    try:
+        stream = bytes(imagecodecs.jpegxl_decode_jpeg(data, numthreads=1))
+        header = jpeg_header(stream)
+    except (ValueError, RuntimeError, IndexError, struct.error):
+        return None
+    is_it = (header.rows, header.columns, header.samples) == (image.rows, image.columns, image.samples)
+    return stream if is_it and header.is_baseline else None
+
+
 def _decode_unguarded(syntax: TransferSyntax, data: bytes, image: ImagePixel) -> tuple[bytes, ImagePixel]:
     length = -(-image.frame_bits // 8)
     if syntax.codec in ("none", "deflate"):

@@ -17,6 +17,7 @@ class Codestream(NamedTuple):
     precision: int
     data: bytes  # the codestream proper, without a JP2 wrapper
     is_rgb: bool | None = None  # JPEG with three components: what its markers say; None if they say nothing
+    is_baseline: bool = False  # JPEG: Baseline (process 1)
 
 
 def jpeg_header(data: bytes) -> Codestream:
@@ -59,7 +60,7 @@ def jpeg_header(data: bytes) -> Codestream:
         is_rgb = True
     elif jfif:
         is_rgb = False
-    return Codestream(rows, columns, samples, precision, data, is_rgb)
+    return Codestream(rows, columns, samples, precision, data, is_rgb, marker == 0xC0)
 
 
 def jpeg_2000_header(data: bytes) -> Codestream:

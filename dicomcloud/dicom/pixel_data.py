@@ -31,6 +31,8 @@ from .transfer_syntaxes import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
+    JPEG_BASELINE,
+    JPEG_XL_RECOMPRESSION,
     TRANSFER_SYNTAXES,
     CannotDecode,
     CannotEncode,
@@ -48,6 +50,8 @@ __all__ = [
     "CannotDecode",
     "CannotEncode",
     "CannotTranscode",
+    "JPEG_BASELINE",
+    "JPEG_XL_RECOMPRESSION",
     "ImagePixel",
     "PixelData",
     "TransferSyntax",
@@ -101,13 +105,18 @@ def transcode_frame(
     """The bit stream of one frame (from 1) of a stored PS3.10 file in another transfer syntax (PS3.18 8.7.3.3).
 
     For an encapsulated one what the fragments of the frame hold, for a native one what `decode_frame` returns. A frame
-    that is in the syntax already comes as it is. `frames`, if the header scan is at hand, spares walking through all
-    fragments. Raises LookupError if there is no such frame or no pixel data, CannotDecode, CannotEncode.
+    that is in the syntax already comes as it is, and so does the JPEG stream that JPEG XL only packs. `frames`, if the
+    header scan is at hand, spares walking through all fragments. Raises LookupError if there is no such frame or no
+    pixel data, CannotDecode, CannotEncode.
     """
     pixels = PixelData(source, frames=frames, max_inflated=max_inflated)
     if pixels.syntax.encapsulated and pixels.syntax.uid == transfer_syntax:
         return pixels.encoded_frame(number)
     wanted = _encodable(transfer_syntax)
+    if pixels.syntax.uid == JPEG_XL_RECOMPRESSION and wanted.uid == JPEG_BASELINE:
+        original = codecs.recompressed_jpeg(pixels.encoded_frame(number), pixels.image)
+        if original is not None:
+            return original
     frame = pixels.frame(number)
     if not wanted.encapsulated:
         return frame

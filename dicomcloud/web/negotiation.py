@@ -66,12 +66,14 @@ class Offer:
 
     `media_type` is that of the item, or of each part when `multipart`. `transfer_syntaxes` are the UIDs that can be
     asked for; the first is the one for those who ask for none (Explicit VR Little Endian, 8.7.3.4). Empty: transfer
-    syntaxes have no meaning here, and a `transfer-syntax` parameter is ignored.
+    syntaxes have no meaning here, and a `transfer-syntax` parameter is ignored. `stored` are those in
+    which the resource lies there: nothing is lost and nothing has to be encoded.
     """
 
     media_type: str
     multipart: bool = False
     transfer_syntaxes: tuple[str, ...] = ()
+    stored: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         name = f'multipart/related; type="{self.media_type}"' if self.multipart else self.media_type
@@ -135,9 +137,10 @@ def negotiate(header: str | None, accept_parameter: str | None, offers: Sequence
     `+` that has become a blank is understood). The parameter goes first; the header counts when nothing that the
     parameter names is available (8.7.8.1). A missing header accepts everything. Entries that are malformed or name
     what is unknown are ignored (8.4.1). An offer's quality is that of the most specific range that includes it; among
-    equals the range that stands first wins, and within one range the offer that does. `*/*` means the default,
-    `type/*` offers of that type, singly before in parts; `multipart/related` without a type (or with `type="*/*"`)
-    means the first offer in parts, or the default where there is none.
+    equals the transfer syntax wins that is stored, if it is named (who names all that they decode gets the pixels
+    without loss and at once), then the range that stands first, and within one range the offer that does. `*/*` means
+    the default, `type/*` offers of that type, singly before in parts; `multipart/related` without a type (or with
+    `type="*/*"`) means the first offer in parts, or the default where there is none.
 
     Raises NotAcceptable, with the list of what is available; BadRequest for a wildcard in the `accept` parameter and
     for DICOM and rendered media types together (8.7.5).
@@ -158,12 +161,15 @@ def _negotiate(header: str, accept_parameter: str, offers: tuple[Offer, ...]) ->
 
 def _best(ranges: tuple[_Range, ...], offers: tuple[Offer, ...]) -> Choice | None:
     best: Choice | None = None
-    best_q = 0.0
+    best_rank = (0.0, True)
     for wanted in ranges:
         for offer in _in_order(wanted, offers):
             choice = wanted.choice(offer)
-            if choice is not None and (q := _quality(choice, ranges)) > best_q:
-                best, best_q = choice, q
+            if choice is None:
+                continue
+            names_stored = wanted.transfer_syntax is not None and choice.transfer_syntax in offer.stored
+            if (rank := (_quality(choice, ranges), names_stored)) > best_rank:
+                best, best_rank = choice, rank
     return best
 
 

@@ -18,6 +18,19 @@ from .service import current_service, server_url
 
 blueprint = Blueprint("viewer", __name__)
 
+#: What the viewer decodes, uncompressed first: frames stored in one of these come as they are, others are decoded here.
+DECODED: Final = {
+    "application/octet-stream": ("1.2.840.10008.1.2.1",),
+    "image/jpeg": tuple(f"1.2.840.10008.1.2.4.{process}" for process in (50, 51, 57, 70)),
+    "image/jls": ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"),
+    "image/jp2": ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"),
+    "image/jphc": tuple(f"1.2.840.10008.1.2.4.{kind}" for kind in (201, 202, 203)),
+    "image/dicom-rle": ("1.2.840.10008.1.2.5",),
+}
+ACCEPT: Final = ",".join(
+    f"multipart/related;type={media_type};transfer-syntax={uid}" for media_type, uids in DECODED.items() for uid in uids
+)
+
 _HASHED: Final = re.compile(r"(?:.*\.)?[0-9a-f]{16}\.(?:js|wasm|woff2|png|svg)")
 _YEAR: Final = 365 * 24 * 3600
 
@@ -100,6 +113,7 @@ def _configuration() -> str:
         "root": base + service.root,
         "upload": caller.may(Permission.STORE),
         "list": True,
+        "accept": [ACCEPT],
         "header": CSRF_HEADER,
         "token": token,
     }
@@ -157,6 +171,7 @@ _CONFIGURATION: Final = """// Written by DICOMcloud for this server and this cal
           singlepart: "bulkdata,video,pdf",
           bulkDataURI: { enabled: true },
           omitQuotationForMultipartRequest: true,
+          acceptHeader: server.accept,
         },
       },
     ],

@@ -11,7 +11,7 @@ from flask import Response, request
 
 from ..archive import Archive, InstanceRow
 from ..dicom.frames import Frames
-from ..dicom.pixel_data import TRANSFER_SYNTAXES, CannotTranscode
+from ..dicom.pixel_data import JPEG_BASELINE, JPEG_XL_RECOMPRESSION, TRANSFER_SYNTAXES, CannotTranscode
 from ..errors import BadRequest, NotFound
 from .multipart import OutgoingPart
 from .negotiation import Choice, Offer
@@ -75,7 +75,8 @@ _RESPONSES = {
     summary="Retrieve Frames",
     description="Frame numbers from 1, separated by commas. Uncompressed little endian pixels; with "
     "`transfer-syntax=*` the stored bit stream; or encoded in an image type, where a transfer-syntax can choose one of "
-    "several. Each part's Content-Type names its transfer syntax.",
+    "several. Of several ranges alike, the one with the stored transfer syntax counts, then the first. Each part's "
+    "Content-Type names its transfer syntax.",
     responses=_RESPONSES,
 )
 def retrieve_frames(study: str, series: str, instance: str, frame_list: str) -> Response:
@@ -105,15 +106,21 @@ def frame_numbers(text: str) -> list[int]:
 
 @lru_cache(maxsize=512)
 def frame_offers(transfer_syntax: str, encapsulated: bool, *, alone: bool) -> tuple[Offer, ...]:
-    """Uncompressed pixels first, the default; then image types, the one that is stored before the others."""
+    """Uncompressed pixels first, the default; then image types, the one that is stored before the others.
+
+    Who names several transfer syntaxes gets the stored one, if it is among them.
+    """
     stored = TRANSFER_SYNTAXES.get(transfer_syntax)
     images = dict(ENCODED_AS)
     if encapsulated and stored is not None and stored.media_type != OCTET_STREAM:
         others = images.pop(stored.media_type, ())
         images = {stored.media_type: (transfer_syntax, *(uid for uid in others if uid != transfer_syntax)), **images}
+    kept = [transfer_syntax] if encapsulated else []
+    if transfer_syntax == JPEG_XL_RECOMPRESSION:  # it holds a JPEG stream
+        kept.append(JPEG_BASELINE)
     native = (EXPLICIT_LITTLE_ENDIAN, transfer_syntax) if encapsulated else (EXPLICIT_LITTLE_ENDIAN,)
     return tuple(
-        Offer(media_type, multipart=in_parts, transfer_syntaxes=syntaxes)
+        Offer(media_type, in_parts, syntaxes, stored=tuple(kept))
         for in_parts in ((True, False) if alone else (True,))
         for media_type, syntaxes in {OCTET_STREAM: native, **images}.items()
     )

@@ -15,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
@@ -26,6 +27,7 @@ from pydicom.uid import EncapsulatedPDFStorage, RTStructureSetStorage, generate_
 from dicomcloud import viewer
 from tests.conformance.conftest import BUILD, NO_REGISTRY
 from tests.data import make_dataset, make_file, pydicom_files, sample_files
+from tests.dicom.test_pixel_data import image_file
 
 NewPage = Callable[..., Any]
 PATIENCE = 60.0  # seconds: the viewer is 17 MB of JavaScript, and WebGL here is done by the processor
@@ -57,8 +59,8 @@ FILM = """async () => {
 }"""
 #: What this version of the viewer itself cannot show, by modality or transfer syntax.
 NOT_SHOWN = {"SR", "M3D", "DOC", "PR", "KO", "ANN", "AU", "HD", "RTPLAN", "RTDOSE", "RTSTRUCT", "REG", "SEG", "SM"}
-#: Transfer syntaxes of which it says that it has no decoder: MPEG-2, JPEG XL.
-NOT_DECODED = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.(100|101|110|111|112)$")
+#: Transfer syntaxes that neither it nor the server decodes: MPEG-2.
+NOT_DECODED = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.(100|101)$")
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +178,16 @@ def test_compressed_frames_are_decoded_by_the_viewer(ohif: Any, new_page: NewPag
     dataset = store(ohif, path.read_bytes())
     page = open_viewer(new_page, ohif, dataset.StudyInstanceUID)
     assert likeness(canvas(page), ohif, dataset) > 0.9
+
+
+def test_jpeg_xl_is_decoded_for_the_viewer(ohif: Any, new_page: NewPage) -> None:
+    ramp = (np.add.outer(np.arange(64), 2 * np.arange(64)) * 8).astype("u2")
+    uids = {name: generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")}
+    attributes = {**uids, "Modality": "OT", "PatientID": "JXL", "WindowCenter": 800, "WindowWidth": 1600}
+    frame = imagecodecs.jpegxl_encode(ramp, lossless=True)
+    dataset = store(ohif, image_file("1.2.840.10008.1.2.4.110", [frame], Rows=64, Columns=64, **attributes))
+    page = open_viewer(new_page, ohif, dataset.StudyInstanceUID)
+    assert likeness(canvas(page), ohif, dataset) > 0.98
 
 
 def test_a_pdf_is_shown(ohif: Any, new_page: NewPage) -> None:

@@ -20,6 +20,7 @@ DICOM_PARTS = Offer("application/dicom", multipart=True, transfer_syntaxes=(LE, 
 DICOM = Offer("application/dicom", transfer_syntaxes=(LE, J2K))
 BYTES_PARTS = Offer("application/octet-stream", multipart=True, transfer_syntaxes=(LE,))
 BYTES = Offer("application/octet-stream", transfer_syntaxes=(LE,))
+STORED_PARTS = Offer("image/jp2", multipart=True, transfer_syntaxes=(J2K_LOSSY, J2K), stored=(J2K_LOSSY,))
 J2K_PARTS = Offer("image/jp2", multipart=True, transfer_syntaxes=(J2K, J2K_LOSSY))
 JSON = Offer("application/dicom+json")
 XML_PARTS = Offer("application/dicom+xml", multipart=True)
@@ -31,6 +32,7 @@ INSTANCE = (DICOM_PARTS, DICOM)
 METADATA = (JSON, XML_PARTS)
 STORE = (JSON, XML, XML_PARTS)
 FRAMES = (BYTES_PARTS, J2K_PARTS)
+STORED = (BYTES_PARTS, STORED_PARTS)
 FRAME = (BYTES_PARTS, J2K_PARTS, BYTES)
 DOCUMENT = (PDF, BYTES_PARTS, BYTES)
 RENDERED = (JPG, GIF, PNG)
@@ -89,6 +91,19 @@ HEADERS = [
     # 8.7.8.1: selection
     ("8.7.8.1, order among equals", METADATA, f"{IN_XML}, application/dicom+json", Choice(XML_PARTS)),
     ("8.7.8.1, order among equals", RENDERED, "image/png, image/gif", Choice(PNG)),
+    (
+        "8.7.8.1, the stored one among equals",
+        STORED,
+        f"{IN_OCTETS}{TS}{LE}, {IN_J2K}{TS}{J2K}, {IN_J2K}{TS}{J2K_LOSSY}",
+        Choice(STORED_PARTS, J2K_LOSSY),
+    ),
+    (
+        "8.7.8.1, a weight before the stored one",
+        STORED,
+        f"{IN_OCTETS}{TS}{LE}, {IN_J2K}{TS}{J2K_LOSSY};q=0.9",
+        Choice(BYTES_PARTS, LE),
+    ),
+    ("8.7.8.1, only where it is named", STORED, f"{IN_OCTETS}, {IN_J2K}", Choice(BYTES_PARTS, LE)),
     ("8.7.8.1, the highest weight", RENDERED, "image/gif;q=0.2, image/png;q=0.9, image/jpeg;q=.5", Choice(PNG)),
     ("8.7.8.1, the most specific range", RENDERED, "image/*, image/jpeg;q=0.5", Choice(GIF)),
     ("8.7.8.1, the most specific range", RENDERED, "*/*;q=0.9, image/*;q=0.1, image/png;q=0.2", Choice(PNG)),
