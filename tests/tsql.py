@@ -142,7 +142,7 @@ def as_tsql(sql: str) -> str:
 def _is_ours() -> bool:
     """Whether a module of the program sends the statement, and neither a test nor the database for itself."""
     frame = sys._getframe(2)
-    if frame.f_globals.get("__name__") == _OF_THE_DATABASE and frame.f_code.co_name in ("stream", "insert"):
+    if frame.f_globals.get("__name__") == _OF_THE_DATABASE and frame.f_code.co_name in ("stream", "insert", "later"):
         frame = frame.f_back or frame
     name = str(frame.f_globals.get("__name__"))
     return name.startswith("dicomcloud.") and name != _OF_THE_DATABASE

@@ -109,14 +109,15 @@ class AuditTable:
 
     def append_within(self, events: Sequence[Event]) -> None:
         """Add events as a part of the transaction that this thread has open: they stand or fall with it."""
-        self._run("UPDATE audit_chain SET sequence = sequence + ? WHERE id = 1", (len(events),))  # holds the row
+        # This holds the row.
+        self._database.later("UPDATE audit_chain SET sequence = sequence + ? WHERE id = 1", (len(events),))
         last, previous = self._run("SELECT sequence, hash FROM audit_chain WHERE id = 1").fetchone()
         rows = []
         for sequence, event in enumerate(map(_cut, events), last - len(events) + 1):
             previous = link(previous, sequence, event)
             rows.append((sequence, *event, previous))
         self._database.insert_rows("audit_event", ("sequence", *Event._fields, "hash"), rows)
-        self._run("UPDATE audit_chain SET hash = ? WHERE id = 1", (previous,))
+        self._database.later("UPDATE audit_chain SET hash = ? WHERE id = 1", (previous,))
 
     def head(self) -> tuple[int, str]:
         """The number and the hash of the last row."""

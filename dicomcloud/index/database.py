@@ -129,6 +129,14 @@ class Database(peewee.Database):
         """Execute one statement; read the cursor to its end before the next one. Raises Unavailable."""
         raise NotImplementedError
 
+    def later(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        """Execute one statement of the transaction under way, of which nobody needs an answer.
+
+        It is done before the next `run` and before the commit; a server gets it together with what comes then, so that
+        it costs no round trip of its own.
+        """
+        self.run(sql, parameters)
+
     def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[Sequence[Any]]:
         """The rows of a SELECT one by one; other statements may run meanwhile."""
         raise NotImplementedError
@@ -152,7 +160,10 @@ class Database(peewee.Database):
     def insert_rows(
         self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, keys: bool = False
     ) -> None:
-        """Insert many rows; with `keys`, keys that the database otherwise gives itself are among the columns."""
+        """Insert many rows; with `keys`, keys that the database otherwise gives itself are among the columns.
+
+        As `later`: an error may come with a statement that follows.
+        """
         raise NotImplementedError
 
     def page(self, limit: int, offset: int) -> tuple[str, list[Any]]:

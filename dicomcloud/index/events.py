@@ -137,15 +137,14 @@ class EventLog:
 
     def _write_feed(self, changes: Sequence[Change]) -> None:
         now = time_ns() // 1000
-        self._run("UPDATE last_change SET sequence = sequence + ? WHERE id = 1", (len(changes),))
+        self._database.later("UPDATE last_change SET sequence = sequence + ? WHERE id = 1", (len(changes),))
         last = self._run("SELECT sequence FROM last_change WHERE id = 1").fetchone()[0]
         first = last - len(changes) + 1
-        for sequence, change in enumerate(changes, first):
-            self._run(
-                "INSERT INTO archive_change (sequence, changed_at, action, study_uid, series_uid, sop_uid,"
-                " sop_class_uid) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (sequence, now, *change),
-            )
+        self._database.insert_rows(
+            "archive_change",
+            ("sequence", "changed_at", "action", "study_uid", "series_uid", "sop_uid", "sop_class_uid"),
+            [(sequence, now, *change) for sequence, change in enumerate(changes, first)],
+        )
         if self._keep and (first - 1) // _PRUNED_EVERY != last // _PRUNED_EVERY:
             self._prune(now - self._keep)
 
@@ -163,7 +162,7 @@ class EventLog:
             payload = event.payload().decode()
             for target, kinds in self._targets.items():
                 if event.kind in kinds:
-                    self._run(
+                    self._database.later(
                         "INSERT INTO outbox (event_id, target, kind, study_uid, payload, created_at, state, attempts,"
                         " due_at, last_error) VALUES (?, ?, ?, ?, ?, ?, 'waiting', 0, ?, '')",
                         (event.id, target, event.kind, event.study_uid, payload, now, now),

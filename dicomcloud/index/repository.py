@@ -35,6 +35,7 @@ from dicomcloud.index.search import INSTANCE_KEYS, STUDY_DESCRIPTION, Search, Se
 
 _BATCH: Final = 64  # documents read with one statement
 _FILES_BATCH: Final = 1000
+_WORDS: Final = 100  # put into the vocabulary with one statement
 
 
 class Outcome(Enum):
@@ -216,6 +217,11 @@ _FIND_INSTANCE: Final = (
     "SELECT i.id, i.series_key, r.study_key, i.file_key, i.size, i.checksum, i.transfer_syntax, i.stored_at, s.uid,"
     " r.uid FROM instance i JOIN series r ON r.id = i.series_key JOIN study s ON s.id = r.study_key WHERE i.uid = ?"
 )
+_FIND_INSTANCES: Final = f"SELECT uid FROM instance WHERE uid IN ({', '.join('?' * _BATCH)})"
+_FIND_STUDY: Final = (  # and whether something of it was deleted, and the revision
+    "SELECT a.revision, CASE WHEN EXISTS (SELECT 1 FROM deletion WHERE study_uid = ?) THEN 1 ELSE 0 END,"
+    " s.id, s.study_datetime FROM archive_state a LEFT JOIN study s ON s.uid = ? WHERE a.id = 1"
+)
 _INSERT_INSTANCE: Final = (
     "INSERT INTO instance (series_key, uid, sop_class_uid, number, transfer_syntax, number_of_frames, file_key, size,"
     " checksum, dataset_offset, stored_at, attributes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -230,10 +236,12 @@ class _StudyState:
     id: int
     datetime: str
     tombstones: bool
+    is_new: bool  # then all that it has is what this transaction has stored
     series: dict[str, _SeriesState] = field(default_factory=dict)
     new_series: int = 0
     new_instances: int = 0
-    new_modality: bool = False
+    modalities: set[str] = field(default_factory=set)  # of a new study all; else those that were not there
+    institutions: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -247,9 +255,11 @@ class _Writer:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._run = database.run
+        self._run = database.run  # for an answer
+        self._do = database.later  # without one
         self._now = _now()
         self._studies: dict[str, _StudyState] = {}
+        self._absent: set[str] = set()  # SOP Instance UIDs that were looked for in vain
         self._revision = 0
         self._totals = {"studies": 0, "series": 0, "instances": 0, "bytes": 0}
 
@@ -262,11 +272,22 @@ class _Writer:
 
     # Store
 
+    def look_for(self, new: Sequence[NewInstance]) -> None:
+        """See which of many instances are not there, with one statement for many, before `add` is called for each."""
+        uids = list(dict.fromkeys(_uid(instance.attributes, "00080018") for instance in new))
+        if len(uids) == 1:
+            return
+        for start in range(0, len(uids), _BATCH):
+            batch = uids[start : start + _BATCH]
+            found = self._run(_FIND_INSTANCES, batch + batch[-1:] * (_BATCH - len(batch))).fetchall()
+            self._absent.update(set(batch).difference(uid for (uid,) in found))
+
     def add(self, new: NewInstance, document: bytes, duplicates: str) -> Outcome:
         sop_uid = _uid(new.attributes, "00080018")
-        found = self._run(_FIND_INSTANCE, (sop_uid,)).fetchone()
+        found = None if sop_uid in self._absent else self._run(_FIND_INSTANCE, (sop_uid,)).fetchone()
         if found is None:
             self._insert(new, document, sop_uid)
+            self._absent.discard(sop_uid)
             return Outcome.ADDED
         if found[4] == new.size and found[5] == new.checksum:
             return Outcome.SAME
@@ -299,7 +320,7 @@ class _Writer:
                 _json({key: attributes[key] for key in INSTANCE_KEYS if key in attributes}),
             ),
         )
-        self._run(_INSERT_METADATA, (instance, document, new.frames, new.bulk_data))
+        self._do(_INSERT_METADATA, (instance, document, new.frames, new.bulk_data))
         if study.tombstones:
             self._forget_deletion(study_uid, series_uid, sop_uid)
         study.new_instances += 1
@@ -308,28 +329,31 @@ class _Writer:
         self._totals["bytes"] += new.size
 
     def _study(self, uid: str, attributes: Mapping[str, Any]) -> _StudyState:
-        row = self._run("SELECT id, study_datetime FROM study WHERE uid = ?", (uid,)).fetchone()
-        tombstones = self._run("SELECT 1 FROM deletion WHERE study_uid = ?", (uid,)).fetchone() is not None
-        if row is None:
+        revision, tombstones, key, moment = self._run(_FIND_STUDY, (uid, uid)).fetchone()
+        self._revision = self._revision or revision + 1
+        is_new = key is None
+        if is_new:
             values = self._study_values(uid, _split(attributes)[0])
-            study_key = self._database.insert(_INSERT_STUDY, (uid, *values, self.revision, self._now))
-            row = study_key, values[_STUDY_COLUMNS.index("study_datetime")]
-            self._insert_words(*row, attributes)
+            key = self._database.insert(_INSERT_STUDY, (uid, *values, self.revision, self._now))
+            moment = values[_STUDY_COLUMNS.index("study_datetime")]
+            self._insert_words(key, moment, attributes)
             self._totals["studies"] += 1
             if tombstones:
                 self._forget_deletion(uid, "", "")
-        study = self._studies[uid] = _StudyState(row[0], row[1], tombstones)
+        study = self._studies[uid] = _StudyState(key, moment, bool(tombstones), is_new)
         return study
 
     def _series(self, study: _StudyState, study_uid: str, uid: str, attributes: Mapping[str, Any]) -> _SeriesState:
-        row = self._run("SELECT id FROM series WHERE study_key = ? AND uid = ?", (study.id, uid)).fetchone()
+        row = None
+        if not study.is_new:
+            row = self._run("SELECT id FROM series WHERE study_key = ? AND uid = ?", (study.id, uid)).fetchone()
         if row is None:
             values = _series_values(_split(attributes)[1], study.datetime)
             row = (self._database.insert(_INSERT_SERIES, (study.id, uid, *values, self.revision, self._now)),)
             self._insert_requests(row[0], attributes)
             study.new_series += 1
-            study.new_modality |= self._insert_modality(study.id, values[1], study.datetime)
-            self._insert_institution(study.id, attributes)
+            self._insert_modality(study, values[1])
+            self._insert_institution(study, attributes)
             self._totals["series"] += 1
             if study.tombstones:
                 self._forget_deletion(study_uid, uid, "")
@@ -370,62 +394,72 @@ class _Writer:
         )
 
     def _insert_words(self, study_key: int, study_datetime: str, attributes: Mapping[str, Any]) -> None:
+        rows, learned = [], []
         for tag in (PATIENT_NAME, REFERRING_PHYSICIAN):
             alphabetic, others = _names(attributes, json_key(tag))
-            for word in name_tokens(others):
-                self._learn(-tag, word[:200])
+            learned += [(-tag, word[:200]) for word in name_tokens(others)]
             for word in dict.fromkeys(word[:200] for word in name_tokens(f"{alphabetic} {others}")):
-                self._run(
-                    "INSERT INTO name_word (study_key, attribute, word, code, study_datetime) VALUES (?, ?, ?, ?, ?)",
-                    (study_key, tag, word, phonetic_code(word), study_datetime),
-                )
-                self._learn(tag, word)
+                rows.append((study_key, tag, word, phonetic_code(word), study_datetime))
+                learned.append((tag, word))
+        self._database.insert_rows("name_word", ("study_key", "attribute", "word", "code", "study_datetime"), rows)
         if description := _text(attributes, "00081030"):
-            self._learn(STUDY_DESCRIPTION, description)
+            learned.append((STUDY_DESCRIPTION, description))
+        self._learn(list(dict.fromkeys(learned)))
 
-    def _learn(self, tag: int, word: str) -> None:
-        """Put a word into the vocabulary if it is not there."""
-        self._run(
-            "INSERT INTO vocabulary (attribute, word) SELECT ?, ? WHERE NOT EXISTS"
-            " (SELECT 1 FROM vocabulary WHERE attribute = ? AND word = ?)",
-            (tag, word, tag, word),
-        )
+    def _learn(self, words: Sequence[tuple[int, str]]) -> None:
+        """Put words into the vocabulary, those that are not there."""
+        for start in range(0, len(words), _WORDS):
+            some = words[start : start + _WORDS]
+            first, *others = ["SELECT ? AS attribute, ? AS word", *["SELECT ?, ?"] * (len(some) - 1)]
+            self._do(
+                "INSERT INTO vocabulary (attribute, word) SELECT n.attribute, n.word FROM"
+                f" ({' UNION ALL '.join([first, *others])}) n WHERE NOT EXISTS"
+                " (SELECT 1 FROM vocabulary v WHERE v.attribute = n.attribute AND v.word = n.word)",
+                [value for pair in some for value in pair],
+            )
 
     def _insert_requests(self, series_key: int, attributes: Mapping[str, Any]) -> None:
         """The items of Request Attributes Sequence that have an ID."""
         for item in (attributes.get("00400275") or {}).get("Value") or ():
             ids = [_text(item, key) for key in ("00400009", "00401001")]
             if any(ids):
-                self._run(
+                self._do(
                     "INSERT INTO series_request (series_key, scheduled_procedure_step_id, requested_procedure_id)"
                     " VALUES (?, ?, ?)",
                     (series_key, *ids),
                 )
 
-    def _insert_modality(self, study_key: int, modality: str, study_datetime: str) -> bool:
-        key = (study_key, modality)
-        if (
-            not modality
-            or self._run("SELECT 1 FROM study_modality WHERE study_key = ? AND modality = ?", key).fetchone()
-        ):
-            return False
-        self._run(
-            "INSERT INTO study_modality (study_key, modality, study_datetime) VALUES (?, ?, ?)", (*key, study_datetime)
+    def _insert_modality(self, study: _StudyState, modality: str) -> None:
+        key = (study.id, modality)
+        known = "SELECT 1 FROM study_modality WHERE study_key = ? AND modality = ?"
+        if not modality or modality in study.modalities or not study.is_new and self._run(known, key).fetchone():
+            return
+        study.modalities.add(modality)
+        self._do(
+            "INSERT INTO study_modality (study_key, modality, study_datetime) VALUES (?, ?, ?)",
+            (*key, study.datetime),
         )
-        return True
 
-    def _insert_institution(self, study_key: int, attributes: Mapping[str, Any]) -> None:
-        key = (study_key, _text(attributes, "00080080"))
+    def _insert_institution(self, study: _StudyState, attributes: Mapping[str, Any]) -> None:
+        institution = _text(attributes, "00080080")
+        key = (study.id, institution)
         known = "SELECT 1 FROM study_institution WHERE study_key = ? AND institution = ?"
-        if key[1] and not self._run(known, key).fetchone():
-            self._run("INSERT INTO study_institution (study_key, institution) VALUES (?, ?)", key)
+        if (
+            not institution
+            or institution in study.institutions
+            or not study.is_new
+            and self._run(known, key).fetchone()
+        ):
+            return
+        study.institutions.add(institution)
+        self._do("INSERT INTO study_institution (study_key, institution) VALUES (?, ?)", key)
 
     def _forget_deletion(self, *uids: str) -> None:
-        self._run("DELETE FROM deletion WHERE study_uid = ? AND series_uid = ? AND sop_uid = ?", uids)
+        self._do("DELETE FROM deletion WHERE study_uid = ? AND series_uid = ? AND sop_uid = ?", uids)
 
     def _supersede(self, sop_uid: str, found: Sequence[Any]) -> None:
         instance, series_key, study_key, file_key, size, checksum, syntax, stored_at, study_uid, series_uid = found
-        self._run(
+        self._do(
             "INSERT INTO superseded (study_uid, series_uid, sop_uid, transfer_syntax, file_key, size, checksum,"
             " stored_at, superseded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (study_uid, series_uid, sop_uid, syntax, file_key, size, checksum, stored_at, self._now),
@@ -439,31 +473,34 @@ class _Writer:
                 continue
             for series in study.series.values():
                 if series.new_instances:
-                    self._run(
+                    self._do(
                         "UPDATE series SET number_of_instances = number_of_instances + ?, revision = ?, changed_at = ?"
                         " WHERE id = ?",
                         (series.new_instances, self.revision, self._now, series.id),
                     )
-            if study.new_modality:
-                self._write_modalities(study.id)
-            self._run(
-                "UPDATE study SET number_of_series = number_of_series + ?,"
+            modalities = study.modalities
+            if modalities and not study.is_new:
+                modalities = self._modalities(study.id)
+            self._do(
+                f"UPDATE study SET {'modalities = ?, ' if modalities else ''}number_of_series = number_of_series + ?,"
                 " number_of_instances = number_of_instances + ?, revision = ?, changed_at = ? WHERE id = ?",
-                (study.new_series, study.new_instances, self.revision, self._now, study.id),
+                (
+                    *([_joined(modalities)] if modalities else []),
+                    *(study.new_series, study.new_instances, self.revision, self._now, study.id),
+                ),
             )
         self._studies.clear()
         if any(self._totals.values()):
-            self._run(
+            self._do(
                 "UPDATE archive_state SET revision = ?, studies = studies + ?, series = series + ?,"
                 " instances = instances + ?, bytes = bytes + ? WHERE id = 1",
                 (self.revision, *self._totals.values()),
             )
             self._totals = dict.fromkeys(self._totals, 0)
 
-    def _write_modalities(self, study_key: int) -> None:
-        rows = self._run("SELECT modality FROM study_modality WHERE study_key = ? ORDER BY modality", (study_key,))
-        modalities = "\\".join(row[0] for row in rows.fetchall())
-        self._run("UPDATE study SET modalities = ? WHERE id = ?", (modalities[:400], study_key))
+    def _modalities(self, study_key: int) -> set[str]:
+        rows = self._run("SELECT modality FROM study_modality WHERE study_key = ?", (study_key,)).fetchall()
+        return {modality for (modality,) in rows}
 
     # Remove
 
@@ -472,8 +509,8 @@ class _Writer:
         self.finish()
         series_keys: dict[int, int] = {}
         for instance, series_key, study_key, size in instances:
-            self._run("DELETE FROM instance_metadata WHERE instance_key = ?", (instance,))
-            self._run("DELETE FROM instance WHERE id = ?", (instance,))
+            self._do("DELETE FROM instance_metadata WHERE instance_key = ?", (instance,))
+            self._do("DELETE FROM instance WHERE id = ?", (instance,))
             series_keys[series_key] = study_key
             self._totals["instances"] -= 1
             self._totals["bytes"] -= size
@@ -485,16 +522,16 @@ class _Writer:
 
     def _tidy_series(self, key: int) -> None:
         count, first = self._run("SELECT count(*), min(id) FROM instance WHERE series_key = ?", (key,)).fetchone()
-        self._run("DELETE FROM series_request WHERE series_key = ?", (key,))
+        self._do("DELETE FROM series_request WHERE series_key = ?", (key,))
         if not count:
-            self._run("DELETE FROM series WHERE id = ?", (key,))
+            self._do("DELETE FROM series WHERE id = ?", (key,))
             self._totals["series"] -= 1
             return
         attributes = _split(self._document(first))[1]
         study_datetime = self._run("SELECT study_datetime FROM series WHERE id = ?", (key,)).fetchone()[0]
-        self._run(_UPDATE_SERIES, (*_series_values(attributes, study_datetime), key))
+        self._do(_UPDATE_SERIES, (*_series_values(attributes, study_datetime), key))
         self._insert_requests(key, attributes)
-        self._run(
+        self._do(
             "UPDATE series SET number_of_instances = ?, revision = ?, changed_at = ? WHERE id = ?",
             (count, self.revision, self._now, key),
         )
@@ -506,32 +543,31 @@ class _Writer:
             " WHERE r.study_key = ?",
             (key,),
         ).fetchone()
-        self._run("DELETE FROM name_word WHERE study_key = ?", (key,))
-        self._run("DELETE FROM study_modality WHERE study_key = ?", (key,))
-        self._run("DELETE FROM study_institution WHERE study_key = ?", (key,))
+        self._do("DELETE FROM name_word WHERE study_key = ?", (key,))
+        self._do("DELETE FROM study_modality WHERE study_key = ?", (key,))
+        self._do("DELETE FROM study_institution WHERE study_key = ?", (key,))
         if instances:
             attributes = _split(self._document(first))[0]
             values = self._study_values(uid, attributes)
             study_datetime = values[_STUDY_COLUMNS.index("study_datetime")]
-            self._run(_UPDATE_STUDY, (*values, key))
-            self._run("UPDATE series SET study_datetime = ? WHERE study_key = ?", (study_datetime, key))
+            self._do(_UPDATE_STUDY, (*values, key))
+            self._do("UPDATE series SET study_datetime = ? WHERE study_key = ?", (study_datetime, key))
             self._insert_words(key, study_datetime, attributes)
-            rows = self._run("SELECT DISTINCT modality FROM series WHERE study_key = ?", (key,)).fetchall()
-            for (modality,) in rows:
-                self._insert_modality(key, modality, study_datetime)
-            for (text,) in self._run("SELECT attributes FROM series WHERE study_key = ?", (key,)).fetchall():
-                self._insert_institution(key, orjson.loads(text))
-            self._write_modalities(key)
-            self._run(
-                "UPDATE study SET number_of_series = ?, number_of_instances = ?, revision = ?, changed_at = ?"
-                " WHERE id = ?",
-                (series, instances, self.revision, self._now, key),
+            study = _StudyState(key, study_datetime, tombstones=False, is_new=True)  # its lists are empty again
+            rows = self._run("SELECT modality, attributes FROM series WHERE study_key = ?", (key,)).fetchall()
+            for modality, text in rows:
+                self._insert_modality(study, modality)
+                self._insert_institution(study, orjson.loads(text))
+            self._do(
+                "UPDATE study SET modalities = ?, number_of_series = ?, number_of_instances = ?, revision = ?,"
+                " changed_at = ? WHERE id = ?",
+                (_joined(study.modalities), series, instances, self.revision, self._now, key),
             )
         else:
-            self._run("DELETE FROM study WHERE id = ?", (key,))
+            self._do("DELETE FROM study WHERE id = ?", (key,))
             self._totals["studies"] -= 1
         if not self._run("SELECT 1 FROM study WHERE patient_key = ?", (patient,)).fetchone():
-            self._run("DELETE FROM patient WHERE id = ?", (patient,))
+            self._do("DELETE FROM patient WHERE id = ?", (patient,))
 
     def _document(self, instance: int) -> dict[str, Any]:
         (document,) = self._run("SELECT document FROM instance_metadata WHERE instance_key = ?", (instance,)).fetchone()
@@ -542,15 +578,19 @@ class _Writer:
         """Set tombstones."""
         for key in uids:
             self._forget_deletion(*key)
-            self._run(
+            self._do(
                 "INSERT INTO deletion (study_uid, series_uid, sop_uid, deleted_at) VALUES (?, ?, ?, ?)",
                 (*key, self._now),
             )
 
     def record_removed_files(self, keys: Iterable[str]) -> None:
         for key in keys:
-            self._run("DELETE FROM removed_file WHERE file_key = ?", (key,))
-            self._run("INSERT INTO removed_file (file_key, removed_at) VALUES (?, ?)", (key, self._now))
+            self._do("DELETE FROM removed_file WHERE file_key = ?", (key,))
+            self._do("INSERT INTO removed_file (file_key, removed_at) VALUES (?, ?)", (key, self._now))
+
+
+def _joined(modalities: Iterable[str]) -> str:
+    return "\\".join(sorted(modalities))[:400]
 
 
 def _series_values(attributes: Mapping[str, Any], study_datetime: str) -> tuple[Any, ...]:
@@ -659,6 +699,7 @@ class Index:
                 removed = set(self.files_to_remove())
                 new = [each for each in new if each.file_key not in removed and has_file(each.file_key)]
             writer = _Writer(self._database)
+            writer.look_for(new)
             outcomes = [writer.add(instance, documents[instance.file_key], duplicates) for instance in new]
             writer.finish()
             if alongside is not None:
@@ -791,7 +832,7 @@ class Index:
                 old = self._run("SELECT file_key FROM superseded WHERE sop_uid = ?", (row[6],)).fetchall()
                 if old:
                     keys.extend(key for (key,) in old)
-                    self._run("DELETE FROM superseded WHERE sop_uid = ?", (row[6],))
+                    self._database.later("DELETE FROM superseded WHERE sop_uid = ?", (row[6],))
             writer = _Writer(self._database)
             writer.delete(row[:4] for row in rows)
             buried = [(row[4], row[5], row[6]) for row in rows]
@@ -818,7 +859,7 @@ class Index:
         """The files are gone from storage."""
         with self._database.write():
             for key in keys:
-                self._run("DELETE FROM removed_file WHERE file_key = ?", (key,))
+                self._database.later("DELETE FROM removed_file WHERE file_key = ?", (key,))
 
     def files(self, after: str = "") -> Iterator[tuple[str, int, bytes]]:
         """(key, size, checksum) of every current and superseded file by key, those behind the key `after`.
@@ -884,7 +925,7 @@ class Index:
         """Forget versions that were replaced; their files are in `files_to_remove` until `files_removed` is told."""
         with self._database.write():
             for key in keys:
-                self._run("DELETE FROM superseded WHERE file_key = ?", (key,))
+                self._database.later("DELETE FROM superseded WHERE file_key = ?", (key,))
             _Writer(self._database).record_removed_files(keys)
 
     def newest_file(self) -> str | None:
@@ -909,7 +950,7 @@ class Index:
     def drop_instance_of_file(self, key: str) -> None:
         """Forget the instance or superseded version whose file is lost; it leaves no tombstone."""
         with self._database.write():
-            self._run("DELETE FROM superseded WHERE file_key = ?", (key,))
+            self._database.later("DELETE FROM superseded WHERE file_key = ?", (key,))
             row = self._run(
                 f"SELECT i.id, r.id, s.id, i.size, s.uid, r.uid, i.uid, i.sop_class_uid{_FROM} WHERE i.file_key = ?",
                 (key,),

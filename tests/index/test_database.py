@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import peewee
 import pytest
 
 from dicomcloud.errors import Unavailable
@@ -78,6 +79,25 @@ def test_a_failed_block_leaves_nothing(index: Index) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert index._database.run("SELECT revision FROM archive_state").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("then", ["SELECT revision FROM archive_state", ""])
+def test_a_statement_that_is_done_later_and_fails_leaves_nothing(index: Index, then: str) -> None:
+    database = index._database
+
+    def fail() -> None:
+        with database.write():
+            database.later("UPDATE archive_state SET revision = ?", (77,))
+            database.later("INSERT INTO archive_state VALUES (1, 0, 0, 0, 0, 0)")  # is there
+            database.later("UPDATE archive_state SET studies = ?", (77,))
+            if then:
+                database.run(then)
+
+    with pytest.raises((sqlite3.IntegrityError, peewee.IntegrityError)):
+        fail()
+    assert database.run("SELECT revision, studies FROM archive_state").fetchone() == (0, 0)
+    index.add([new_instance()], "reject")
+    assert index.counts()["instances"] == 1
 
 
 @on_sqlite

@@ -104,12 +104,20 @@ class _Written(SqlServer):
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
         render(sql, parameters)
         self.sent.append(inline(sql, parameters))
+        if sql.startswith("SELECT a.revision") and not self._rows:
+            return Rows([(1, 0, None, None)], 1)
         if re.match(r"SELECT count\(\*\) FROM|SELECT \w+ FROM archive_state|INSERT .* OUTPUT", sql) and not self._rows:
             return Rows([(1,)], 1)
         return Rows(list(self._rows), len(self._rows))
 
     def stream(self, sql: str, parameters: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         return iter(self.run(sql, parameters).fetchall())
+
+    def later(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        self.run(sql, parameters)
+
+    def _keep(self, text: str) -> None:
+        self.sent.append(text)
 
     @contextmanager
     def write(self) -> Iterator[None]:

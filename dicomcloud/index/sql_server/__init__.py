@@ -5,6 +5,9 @@ without case is folded before it is stored. Every value is part of a `sp_execute
 columns, so that plans are kept and indexes are used. One writer works at a time, as on SQLite: an application lock
 that ends with the transaction keeps the others waiting, so that writers never deadlock with each other.
 
+Statements of a transaction that nobody needs an answer of (`later`) are kept and sent with the next one that has one: a
+store is some ten round trips rather than forty. The commit is never sent along: it must not follow a failure.
+
 A result is read to its end at once, since a connection of pymssql has room for one: its connection goes back to the
 pool before the next statement. Peewee's query builder is there for migrations; the index writes SQL.
 """
@@ -33,6 +36,8 @@ from dicomcloud.index.sql_server.statements import guarded, inline, literal, ren
 
 _LOCK: Final = "dicomcloud: writer"
 _ROWS: Final = 250  # of one INSERT; the server takes 1,000
+_FEW: Final = 10  # rows that are inserted by a statement whose plan is kept
+_WAITING: Final = 200_000  # characters of statements that are sent together
 _ATTEMPTS: Final = 5  # of a transaction that was chosen as the victim of a deadlock, or lost its connection
 
 
@@ -82,8 +87,35 @@ class SqlServer(Database):
         text = render(sql, parameters)
         pinned = self._own_connection()
         if pinned is not None:
-            return pinned.execute(text)
+            return pinned.execute("; ".join([*self._taken(), text]))
         return self.repeated(lambda: self._run_once(text))
+
+    def later(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        """Have a statement executed with the next one of this thread's transaction."""
+        self._keep(render(sql, parameters))
+
+    def _keep(self, text: str) -> None:
+        connection = self._own_connection()
+        if connection is None:
+            raise RuntimeError("only a transaction has something that is done later")
+        self._waiting.append(text)
+        if sum(map(len, self._waiting)) > _WAITING:
+            self._send_waiting(connection)
+
+    @property
+    def _waiting(self) -> list[str]:
+        """The statements of this thread that are still to be sent."""
+        if not hasattr(self._pinned, "waiting"):
+            self._pinned.waiting = []
+        return cast("list[str]", self._pinned.waiting)
+
+    def _taken(self) -> list[str]:
+        waiting, self._pinned.waiting = self._waiting, []
+        return waiting
+
+    def _send_waiting(self, connection: Connection) -> None:
+        if self._waiting:
+            connection.execute("; ".join(self._taken()))
 
     def _run_once(self, text: str) -> Rows:
         connection = self._pool.take()
@@ -134,13 +166,14 @@ class SqlServer(Database):
         head = f"INSERT INTO {table} ({', '.join(columns)}) VALUES "
         for start in range(0, len(rows), _ROWS):
             some = rows[start : start + _ROWS]
-            text = head + ", ".join(f"({', '.join(map(literal, row))})" for row in some)
+            if len(some) <= _FEW:
+                places = f"({', '.join('?' * len(columns))})"
+                text = render(head + ", ".join([places] * len(some)), list(chain.from_iterable(some)))
+            else:
+                text = head + ", ".join(f"({', '.join(map(literal, row))})" for row in some)
             if keys:
                 text = f"SET IDENTITY_INSERT {table} ON; {text}; SET IDENTITY_INSERT {table} OFF"
-            connection = self._own_connection()
-            if connection is None:
-                raise RuntimeError("rows are inserted in a transaction")
-            connection.execute(text)
+            self._keep(text)
 
     # Transactions
 
@@ -152,15 +185,16 @@ class SqlServer(Database):
         connection = self._pool.take()
         self._pinned.connection = connection
         try:
-            connection.execute("BEGIN TRANSACTION")
-            self._lock_writers(connection)
+            self._begin(connection)
             yield
+            self._send_waiting(connection)
             self._commit(connection)
         except BaseException:
             self._roll_back(connection)
             raise
         finally:
             self._pinned.connection = None
+            self._pinned.waiting = []
             self._pool.give_back(connection)
 
     @staticmethod
@@ -195,10 +229,12 @@ class SqlServer(Database):
         self._pool.check()
         super().check()
 
-    def _lock_writers(self, connection: Connection) -> None:
+    @staticmethod
+    def _begin(connection: Connection) -> None:
+        """Begin a transaction once no other writer is in one."""
         row = connection.execute(
-            f"DECLARE @got INT; EXEC @got = sp_getapplock @Resource = N'{_LOCK}', @LockMode = N'Exclusive',"
-            f" @LockOwner = N'Transaction', @LockTimeout = {BUSY_TIMEOUT * 1000}; SELECT @got"
+            f"BEGIN TRANSACTION; DECLARE @got INT; EXEC @got = sp_getapplock @Resource = N'{_LOCK}',"
+            f" @LockMode = N'Exclusive', @LockOwner = N'Transaction', @LockTimeout = {BUSY_TIMEOUT * 1000}; SELECT @got"
         ).fetchone()
         got = row[0] if row else -999
         if got == -3:
@@ -292,6 +328,7 @@ class SqlServer(Database):
         """What Peewee sends. An INSERT returns the key that the database has given."""
         text = guarded(inline(sql, params))
         connection: Connection = self._own_connection() or self.connection()
+        self._send_waiting(connection)
         if not sql.startswith("INSERT "):
             return connection.execute(text)
         result = connection.execute(f"{text}; SELECT CAST(SCOPE_IDENTITY() AS BIGINT)")
@@ -306,14 +343,14 @@ class SqlServer(Database):
 
     def begin(self, *args: Any, **kwargs: Any) -> None:
         """A transaction of the only writer, as `write` begins one."""
-        connection: Connection = self.connection()
-        connection.execute("BEGIN TRANSACTION")
-        self._lock_writers(connection)
+        self._begin(self.connection())
 
     def commit(self) -> None:
+        self._send_waiting(self.connection())
         self.connection().execute("COMMIT TRANSACTION")
 
     def rollback(self) -> None:
+        self._taken()
         self.connection().execute("IF @@TRANCOUNT > 0 ROLLBACK TRANSACTION")
 
     def savepoint(self, *_: Any) -> Any:
@@ -403,10 +440,11 @@ class _Savepoint:
         self._name = f"s{random.getrandbits(64):016x}"
 
     def __enter__(self) -> _Savepoint:
-        self._database.connection().execute(f"SAVE TRANSACTION [{self._name}]")
+        self._database.run(f"SAVE TRANSACTION [{self._name}]")
         return self
 
     def rollback(self) -> None:
+        self._database._taken()
         self._database.connection().execute(f"IF XACT_STATE() = 1 ROLLBACK TRANSACTION [{self._name}]")
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -423,6 +461,9 @@ class _Script(SqlServer):
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
         return self.execute_sql(sql, parameters)
+
+    def later(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        self.run(sql, parameters)
 
     def execute_sql(self, sql: str, params: Sequence[Any] | None = None, commit: Any = None) -> Rows:
         if not sql.startswith("SELECT"):
