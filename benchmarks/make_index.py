@@ -384,13 +384,15 @@ def _multiply(database: Database, batch: Sequence[tuple[NewInstance, int]], *, l
         sizes = 0
         for _, series, more in wanted:
             sizes += more
-            database.run("UPDATE series SET number_of_instances = number_of_instances + ? WHERE id = ?", (more, series))
-            database.run(
+            database.later(
+                "UPDATE series SET number_of_instances = number_of_instances + ? WHERE id = ?", (more, series)
+            )
+            database.later(
                 "UPDATE study SET number_of_instances = number_of_instances + ?"
                 " WHERE id = (SELECT study_key FROM series WHERE id = ?)",
                 (more, series),
             )
-        database.run(
+        database.later(
             "UPDATE archive_state SET instances = instances + ?, bytes = bytes + ? WHERE id = 1",
             (sizes, sizes * 527_000),
         )

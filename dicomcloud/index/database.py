@@ -383,6 +383,8 @@ class SQLite(peewee.SqliteDatabase, Database):
     def insert_rows(
         self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, keys: bool = False
     ) -> None:
+        if not rows:
+            return
         values = ", ".join("?" * len(columns))
         statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})"
         self._thread_connection().executemany(statement, rows)
