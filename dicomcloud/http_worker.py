@@ -7,7 +7,7 @@ back to its main thread after every answer and takes it from there again, which 
   connection is waiting for a thread;
 - the head of an answer and the beginning of its body leave together;
 - the header fields that a client sends with every request are read once, and what the server itself sends with every
-  answer is made once;
+  answer is made once (`_Request`);
 - parts of files (`FileSpan` of web/multipart.py) go from the file to the socket inside the kernel;
 - a client that is silent in the middle of a request's head is given up, as one in the middle of a body is; so is one
   that sends a byte now and then;
@@ -24,6 +24,7 @@ import re
 import select
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from threading import Lock
@@ -32,7 +33,7 @@ from typing import Any, Protocol
 
 from gunicorn import util
 from gunicorn.http import wsgi
-from gunicorn.http.body import LengthReader
+from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
 from gunicorn.workers import gthread
@@ -106,8 +107,8 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]
     def _head_is_here(self, conn: Any) -> bool:
         """Wait for the rest of a request's head. False when the client has gone or is silent."""
         try:
-            conn.sock.settimeout(self.silence)
             if not isinstance(conn.parser, _Parser):
+                conn.sock.settimeout(self.silence)
                 conn.init()
                 conn.parser = _Parser(self.cfg, conn.sock, conn.client)
             unreader = conn.parser.unreader
@@ -143,10 +144,8 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]
     def handle_request(self, req: Any, conn: Any) -> bool:
         """Answer one request. True when the connection may be kept."""
         conn.sock.settimeout(self.silence)
-        began = datetime.now()
-        response, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, response_class=_Response)
-        environ["wsgi.multithread"] = True
-        environ[TAKES_FILE_SPANS] = True
+        began = datetime.now() if self._logs_accesses else None
+        response, environ = self._begin(req, conn)
         if not self.alive or not self.cfg.keepalive or len(self.keepalived_conns) >= self.max_keepalived:
             response.force_close()
         try:
@@ -156,7 +155,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]
                     response.write(piece)
                 response.close()
             finally:
-                if self._logs_accesses:
+                if began is not None:
                     self.log.access(response, req, environ, datetime.now() - began)
                 if hasattr(body, "close"):
                     body.close()
@@ -169,6 +168,26 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]
             util.close_graceful(conn.sock)
             raise StopIteration from None
         return not response.should_close()
+
+    def _begin(self, req: Any, conn: Any) -> tuple[Any, dict[str, Any]]:
+        """The response to write to, and the WSGI environment."""
+        known: _Known | None = req.known
+        if known is not None and known.environ:
+            own = {
+                "REQUEST_METHOD": req.method,
+                "RAW_URI": req.uri,
+                "PATH_INFO": util.unquote_to_wsgi_str(req.path) if "%" in req.path else req.path,
+                "QUERY_STRING": req.query,
+                "wsgi.input": req.body,
+            }
+            return _Response(req, conn.sock, self.cfg), known.environ | own
+        response, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, response_class=_Response)
+        environ["wsgi.multithread"] = True
+        environ[TAKES_FILE_SPANS] = True
+        del environ["wsgi.early_hints"]
+        if known is not None and not environ["SCRIPT_NAME"]:
+            known.environ = environ.copy()
+        return response, environ
 
 
 class _Settled:
@@ -183,19 +202,61 @@ class _Settled:
         return value
 
 
+@dataclass(slots=True)
+class _Known:
+    """What a connection's last request had, in case that the next one has the same header fields."""
+
+    fields: bytes  # as they came, with the end of the request line in front and the empty line behind
+    state: dict[str, Any]  # of the request
+    environ: dict[str, Any] | None = None  # of WSGI
+
+
 class _Request(Request):  # type: ignore[misc, unused-ignore]
-    scheme: str
-    _expected_100_continue: bool
+    """gunicorn reads and judges a request; one that differs from the last one in its URL only is not judged anew.
+
+    `known`: what is kept for the next one; None where a body follows, or the connection ends.
+    """
+
+    _LINE = re.compile(rb"(GET|HEAD) (/(?!/)[!\x22$-~]*) HTTP/1\.1(?=\r\n)")
+    _MORE_THAN_FIELDS = frozenset(("CONTENT-LENGTH", "TRANSFER-ENCODING", "CONNECTION", "UPGRADE", "EXPECT"))
+
+    known: _Known | None = None
+    _fields: bytes | None = None
+
+    def __init__(self, cfg: Any, unreader: Any, peer_addr: Any, req_number: int = 1) -> None:
+        if not self._is_like(unreader.known, unreader):
+            super().__init__(cfg, unreader, peer_addr, req_number)
+            self.known = unreader.known = self._to_keep()
+
+    def _is_like(self, known: _Known | None, unreader: Any) -> bool:
+        if known is None:
+            return False
+        head = unreader.take_buffered()
+        line = self._LINE.match(head)
+        if line is None or line.end() > known.state["limit_request_line"] > 0 or not head.startswith(known.fields, line.end()):
+            unreader.unread(head)
+            return False
+        if len(head) > (end := line.end() + len(known.fields)):
+            unreader.unread(head[end:])
+        vars(self).update(known.state)
+        self.known = known
+        self.method, self.uri = line[1].decode("latin-1"), line[2].decode("latin-1")
+        self.path, _, self.query = self.uri.partition("?")
+        self.body = Body(LengthReader(unreader, 0))
+        return True
+
+    def _to_keep(self) -> _Known | None:
+        plain = self.method in ("GET", "HEAD") and self.version == (1, 1) and self.proxy_protocol_info is None
+        if not plain or self._fields is None or not self._MORE_THAN_FIELDS.isdisjoint(name for name, _ in self.headers):
+            return None
+        return _Known(b"\r\n" + self._fields + b"\r\n\r\n", vars(self).copy())
 
     def parse_headers(self, data: bytes, from_trailer: bool = False) -> Any:
-        if from_trailer:
-            return super().parse_headers(data, from_trailer)
-        known = self.unreader.known_fields
-        if known is None or known[0] != data:
-            headers = super().parse_headers(data)
-            self.unreader.known_fields = known = data, headers, self.scheme, self._expected_100_continue
-        _, headers, self.scheme, self._expected_100_continue = known
-        return headers.copy()
+        self._fields = data
+        return super().parse_headers(data, from_trailer)
+
+    def should_close(self) -> bool:
+        return self.must_close if self.known is not None else super().should_close()
 
 
 class _Parser(RequestParser):  # type: ignore[misc, unused-ignore]
@@ -206,7 +267,7 @@ class _Parser(RequestParser):  # type: ignore[misc, unused-ignore]
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.unreader.chunk = _SteadyReader(self.unreader.chunk)
-        self.unreader.known_fields = None  # the last ones as they came, and what was read from them
+        self.unreader.known = None
 
     def finish_body(self, deadline: float | None = None, max_bytes: int | None = None) -> bool:
         body = self.mesg.body if self.mesg else None

@@ -41,8 +41,8 @@ def record(app: Flask, trail: AuditTrail, *, log_requests: bool = False) -> None
     # `request` and `g` look for their object at each use, which is dear: here they are taken once.
     @app.before_request
     def begin() -> None:
-        own = g._get_current_object()
-        own.actor = actor = Actor("anonymous", "", client_address(), _request_id())
+        own, asked = g._get_current_object(), current_request()
+        own.actor = actor = Actor("anonymous", "", client_address(), _request_id(asked))
         set_actor(actor)
         if log_requests:
             own.began = perf_counter()

@@ -3,16 +3,18 @@
 Operations are named after the view, never after what was asked for: no UID, no name of a patient and no address gets
 into a metric. Several server processes share their figures through a folder, which the server makes before it starts
 them (`server.share_metrics`); the client library looks for it when it is imported, hence the imports inside functions.
+What has been answered is handed to that library a second later, together: a small request does not wait for it.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from time import perf_counter
-from typing import Any
+from threading import Event, Lock, Thread
+from time import perf_counter, sleep
+from typing import Any, Final
 
 from flask import Flask, Response, current_app
 
@@ -24,6 +26,8 @@ from .service import current_request
 RECEIVED = "dicomcloud.received"  # in the environment of a request: the bytes of a body that had no Content-Length
 _OPERATION = "dicomcloud.operation"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
+_INTERVAL: Final = 1.0  # seconds
+_AT_ONCE: Final = 50  # answers
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
@@ -74,7 +78,14 @@ class Metrics:
             registry=self._registry,
         )
         archive.watch_codecs(self._codec_queue.set)
+        archive.before_close.append(self.close)
         self._children: dict[tuple[str, str, int], tuple[Any, Any, Any, Any]] = {}
+        self._answered: deque[tuple[str, str, int, float, int, int]] = deque()  # which the library has not seen yet
+        self._begun = self._ended = 0  # requests
+        self._lock = Lock()
+        self._settling = Lock()
+        self._process = 0
+        self._stop = Event()
 
     def count_stored(self, items: Iterable[StoreItem]) -> None:
         """Count what became of the instances of a store request."""
@@ -90,31 +101,69 @@ class Metrics:
             self._stored.labels(outcome).inc(number)
 
     def begin(self) -> None:
-        self._under_way.inc()
+        with self._lock:
+            self._begun += 1
+        if self._process != os.getpid():
+            self._start()
 
     def finish(self, operation: str, method: str, status: int, seconds: float, received: int, sent: int) -> None:
-        self._under_way.dec()
-        key = (operation, method if method in _METHODS else "other", status)
-        children = self._children.get(key)
-        if children is None:
-            children = self._children[key] = (
-                self._requests.labels(operation, key[1], str(status)),
-                self._seconds.labels(operation),
-                self._received.labels(operation),
-                self._sent.labels(operation),
-            )
-        children[0].inc()
-        children[1].observe(seconds)
-        if received:
-            children[2].inc(received)
-        if sent:
-            children[3].inc(sent)
+        self._answered.append((operation, method, status, seconds, received, sent))
+
+    def settle(self) -> None:
+        """Hand on what has been answered."""
+        while True:
+            with self._settling:
+                self._settle(_AT_ONCE)
+            if not self._answered:
+                return
+            sleep(0)  # a request may go between
+
+    def _settle(self, most: int) -> None:
+        for _ in range(min(most, len(self._answered))):
+            operation, method, status, seconds, received, sent = self._answered.popleft()
+            self._ended += 1
+            key = (operation, method if method in _METHODS else "other", status)
+            children = self._children.get(key)
+            if children is None:
+                children = self._children[key] = (
+                    self._requests.labels(operation, key[1], str(status)),
+                    self._seconds.labels(operation),
+                    self._received.labels(operation),
+                    self._sent.labels(operation),
+                )
+            children[0].inc()
+            children[1].observe(seconds)
+            if received:
+                children[2].inc(received)
+            if sent:
+                children[3].inc(sent)
+        self._under_way.set(self._begun - self._ended)
+
+    def _start(self) -> None:
+        with self._settling:
+            if self._process == os.getpid():
+                return
+            self._process = os.getpid()  # after a fork: the parent's thread is not here
+            self._stop = stop = Event()
+        Thread(target=self._settle_on, args=(stop,), name="metrics", daemon=True).start()
+
+    def _settle_on(self, stop: Event) -> None:
+        while not stop.wait(_INTERVAL):
+            self.settle()
+
+    def close(self) -> None:
+        """Hand on what has been answered, and end the thread."""
+        self._stop.set()
+        self.settle()
+        self._process = 0
 
     def exposition(self) -> tuple[bytes, str]:
         """The text for Prometheus and its media type."""
         from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
         from prometheus_client.multiprocess import MultiProcessCollector
 
+        with self._settling:
+            self._settle(len(self._answered))
         shared = os.environ.get(METRICS_FOLDER)
         registry = self._registry
         if shared and os.path.isdir(shared):

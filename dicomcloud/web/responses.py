@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from flask import Response, request
-from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 
 from ..archive import explain
@@ -29,9 +28,11 @@ DICOM_XML = "application/dicom+xml"
 def negotiated(offers: Sequence[Offer]) -> Choice:
     """The offer that the request accepts (PS3.18 8.7.5). Raises BadRequest, NotAcceptable."""
     asked = current_request()
-    if charset := asked.args.get("charset"):
-        check_charset(charset)
-    header, parameter = asked.headers.get("Accept"), asked.args.get("accept")
+    header, parameter = asked.environ.get("HTTP_ACCEPT"), None
+    if parameters := asked.args:  # a look-up of what is not there is dear
+        if "charset" in parameters:
+            check_charset(parameters["charset"])
+        parameter = parameters["accept"] if "accept" in parameters else None
     if not header and not parameter and current_service().strict_accept:
         available = " | ".join(map(str, offers))
         raise NotAcceptable(f"The request has no Accept header (PS3.18 8.4.1). Available: {available}")
@@ -45,10 +46,11 @@ def dicom_json(body: Any, status: int = 200, headers: Mapping[str, str] | None =
 
 
 class _Ready(Response):
-    """An answer with a body, whose headers are as they are sent: they need not be copied and looked through."""
+    """An answer whose body and headers are as they are sent: nothing is copied, looked through, or to be closed."""
 
-    def get_wsgi_headers(self, environ: Any) -> Headers:
-        return self.headers
+    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        start_response(self.status, self.headers.to_wsgi_list())
+        return () if environ["REQUEST_METHOD"] == "HEAD" else cast("list[bytes]", self.response)
 
 
 def with_bulk_data_urls(document: bytes, base: str) -> bytes:
