@@ -12,7 +12,7 @@ import re
 from time import perf_counter
 from typing import Any, Final
 
-from flask import Flask, Response, g, request
+from flask import Flask, Request, Response, g, request
 
 from ..access import Permission
 from ..audit import Actor, AuditTrail
@@ -49,18 +49,18 @@ def record(app: Flask, trail: AuditTrail, *, log_requests: bool = False) -> None
 
     @app.after_request
     def finish(response: Response) -> Response:
-        own = g._get_current_object()
+        own = vars(g._get_current_object())
         actor: Actor | None = own.get("actor")
         if actor is None:  # it failed before it began
             return response
         response.headers.add(REQUEST_ID, actor.request_id)
         _note(trail, own, actor, response.status_code)
         if log_requests:
-            _log(actor, response.status_code, perf_counter() - own.began)
+            _log(actor, response.status_code, perf_counter() - own["began"])
         return response
 
 
-def _note(trail: AuditTrail, own: Any, actor: Actor, status: int) -> None:
+def _note(trail: AuditTrail, own: dict[str, Any], actor: Actor, status: int) -> None:
     need, caller = own.get("need"), own.get("caller")
     asked = current_request()
     if need is None or asked.method == "OPTIONS":
@@ -107,8 +107,8 @@ def _log(actor: Actor, status: int, seconds: float) -> None:
     log.info(text, fields, extra={"fields": fields})
 
 
-def _request_id() -> str:
-    given: str = current_request().environ.get("HTTP_X_REQUEST_ID", "")
+def _request_id(asked: Request) -> str:
+    given: str = asked.environ.get("HTTP_X_REQUEST_ID", "")
     if given and comes_from_proxy() and re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", given):
         return given
     return f"{random.getrandbits(64):016x}"  # a number to look for, no secret
