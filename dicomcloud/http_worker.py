@@ -233,7 +233,11 @@ class _Request(Request):  # type: ignore[misc, unused-ignore]
             return False
         head = unreader.take_buffered()
         line = self._LINE.match(head)
-        if line is None or line.end() > known.state["limit_request_line"] > 0 or not head.startswith(known.fields, line.end()):
+        if (
+            line is None
+            or line.end() > known.state["limit_request_line"] > 0
+            or not head.startswith(known.fields, line.end())
+        ):
             unreader.unread(head)
             return False
         if len(head) > (end := line.end() + len(known.fields)):
@@ -241,7 +245,8 @@ class _Request(Request):  # type: ignore[misc, unused-ignore]
         vars(self).update(known.state)
         self.known = known
         self.method, self.uri = line[1].decode("latin-1"), line[2].decode("latin-1")
-        self.path, _, self.query = self.uri.partition("?")
+        pieces: list[str] = self.uri.split("?", 1)
+        self.path, self.query = pieces[0], pieces[1] if len(pieces) > 1 else ""
         self.body = Body(LengthReader(unreader, 0))
         return True
 
@@ -256,7 +261,7 @@ class _Request(Request):  # type: ignore[misc, unused-ignore]
         return super().parse_headers(data, from_trailer)
 
     def should_close(self) -> bool:
-        return self.must_close if self.known is not None else super().should_close()
+        return bool(self.must_close if self.known is not None else super().should_close())
 
 
 class _Parser(RequestParser):  # type: ignore[misc, unused-ignore]

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, Final
 
 import orjson
@@ -20,6 +20,7 @@ from dicomcloud.index.database import Database
 from dicomcloud.index.models import NO_NUMBER
 
 _Condition = tuple[str, list[Any]]
+_Text = tuple[bytes, bytes]
 
 _LISTED: Final = 2000  # ids that are listed in a statement
 # A condition that few rows fulfil finds them by its index; one that many fulfil is tried on the rows in their order,
@@ -41,15 +42,28 @@ _WITH_METADATA: Final = " JOIN instance_metadata d ON d.instance_key = i.id"
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """`rows`: DICOM JSON data sets, keys ascending, without RetrieveURL; `uids`: of each row its study, series and SOP
-    Instance UID, '' below the level of the search. `total`: matches in all, `remaining`: those after this page; both
-    are at least as many when they are not `exact`, since counting them would have taken too long."""
+    """`texts`: DICOM JSON data sets, keys ascending, each in two pieces: between them belongs, as a JSON string, the
+    value of RetrieveURL. `uids`: of each its study, series and SOP Instance UID, '' below the level of the search.
+    `total`: matches in all, `remaining`: those after this page; both are at least as many when they are not `exact`,
+    since counting them would have taken too long."""
 
-    rows: list[dict[str, Any]]
+    texts: list[_Text]
     uids: list[tuple[str, str, str]]
     total: int
     remaining: int
     exact: bool = True
+
+    def document(self, root: str) -> bytes:
+        """The data sets as one text, with the Retrieve URL (0008,1190) of each, below the URL of the services."""
+        return b"[" + b",".join(map(_with_url, self.texts, self.uids, repeat(root))) + b"]"
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The data sets without RetrieveURL."""
+        rows = [orjson.loads(before + b'""' + after) for before, after in self.texts]
+        for row in rows:
+            del row[_RETRIEVE_URL]
+        return rows
 
 
 # Columns that hold the whole value, by level: tag → (column, its length).
@@ -120,6 +134,7 @@ _SERIES_RESULT: Final = "r.uid, r.attributes, r.number_of_instances"
 _TOTAL_COLUMN: Final = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
 
 _ONLINE: Final = {"vr": "CS", "Value": ["ONLINE"]}
+_RETRIEVE_URL: Final = "00081190"
 
 
 @dataclass(frozen=True, slots=True)
@@ -547,12 +562,12 @@ class Search:
                 total, exact = self._count(where, values, query.offset + len(found))
         page = found[: query.limit]
         build = self._row_builder()
-        rows, uids = [], []
+        texts, uids = [], []
         for row in page:
-            attributes, key = build(row)
-            rows.append(attributes)
+            text, key = build(row)
+            texts.append(text)
             uids.append(key)
-        return SearchResult(rows, uids, total, max(0, total - query.offset - len(page)), exact)
+        return SearchResult(texts, uids, total, max(0, total - query.offset - len(page)), exact)
 
     def _fetch(self, where: str, values: list[Any]) -> list[Sequence[Any]]:
         limit, offset = self._query.limit + 1, self._query.offset
@@ -664,26 +679,20 @@ class Search:
             level_of(tag) is Level.INSTANCE and json_key(tag) not in INSTANCE_KEYS for tag in self._query.include
         )
 
-    def _row_builder(self) -> Callable[[Sequence[Any]], tuple[dict[str, Any], tuple[str, str, str]]]:
+    def _row_builder(self) -> Callable[[Sequence[Any]], tuple[_Text, tuple[str, str, str]]]:
         """A function that makes the data set of one row, and its UIDs."""
-        level, everything = self._level, self._query.include_all
-        query = self._query
+        level, query = self._level, self._query
+        everything, include = query.include_all, query.include
+        sequences = [match for match in query.matches if match.kind is Kind.SEQUENCE]
+        if level is Level.STUDY and not everything and not sequences:
+            return lambda row: (_study_text(tuple(row), include), (row[0], "", ""))
         whole = (level is Level.STUDY or query.study_uid is None, level is Level.SERIES or query.series_uid is None)
-        plan, needs_study, needs_series = _plan(level, *whole, query.include)
+        plan, needs_study, needs_series = _plan(level, *whole, include)
         needs_study, needs_series = needs_study or everything, needs_series or everything
         needs_document = level is Level.INSTANCE and self._needs_document()
-        sequences = [match for match in self._query.matches if match.kind is Kind.SEQUENCE]
 
-        def build(row: Sequence[Any]) -> tuple[dict[str, Any], tuple[str, str, str]]:
-            study: dict[str, Any] = orjson.loads(row[1]) if needs_study else {}
-            study["0020000D"] = _uid_element(row[0])
-            study["00080056"] = _ONLINE
-            study["00201206"] = _count_element(row[3])
-            study["00201208"] = _count_element(row[4])
-            if row[2]:
-                study["00080061"] = {"vr": "CS", "Value": row[2].split("\\")}
-            else:
-                study.pop("00080061", None)  # without a modality it is left out: OHIF fails on an empty one
+        def build(row: Sequence[Any]) -> tuple[_Text, tuple[str, str, str]]:
+            study = _study_attributes(row, needs_study)
             series: dict[str, Any] = {}
             instance: dict[str, Any] = {}
             uids = (row[0], "", "")
@@ -704,9 +713,48 @@ class Search:
                 key = json_key(match.tag)
                 if key in out:
                     out[key] = matching_items(match, out[key])
-            return out, uids
+            return _text(out), uids
 
         return build
+
+
+def _study_attributes(row: Sequence[Any], stored: bool) -> dict[str, Any]:
+    study: dict[str, Any] = orjson.loads(row[1]) if stored else {}
+    study["0020000D"] = _uid_element(row[0])
+    study["00080056"] = _ONLINE
+    study["00201206"] = _count_element(row[3])
+    study["00201208"] = _count_element(row[4])
+    if row[2]:
+        study["00080061"] = {"vr": "CS", "Value": row[2].split("\\")}
+    else:
+        study.pop("00080061", None)  # without a modality it is left out: OHIF fails on an empty one
+    return study
+
+
+@lru_cache(maxsize=4096)
+def _study_text(row: tuple[Any, ...], include: frozenset[int]) -> _Text:
+    """The data set of a study; lists of work are asked for again and again."""
+    plan, needs_study, _ = _plan(Level.STUDY, True, False, include)
+    study = _study_attributes(row, needs_study)
+    return _text({key: value for key, _, empty in plan if (value := study.get(key, empty)) is not None})
+
+
+def _with_url(text: _Text, uids: tuple[str, str, str], root: str) -> bytes:
+    study, series, instance = uids
+    url = f"{root}/studies/{study}"
+    if series:
+        url += f"/series/{series}"
+    if instance:
+        url += f"/instances/{instance}"
+    return orjson.dumps(url).join(text)
+
+
+def _text(data_set: dict[str, Any]) -> _Text:
+    first = {key: value for key, value in data_set.items() if key < _RETRIEVE_URL}
+    rest = {key: value for key, value in data_set.items() if key > _RETRIEVE_URL}
+    before, after = (orjson.dumps(piece, option=orjson.OPT_SORT_KEYS)[1:-1] for piece in (first, rest))
+    url = b'"00081190":{"Value":['
+    return b"{" + (before + b"," if before else b"") + url, b'],"vr":"UR"}' + (b"," + after if after else b"") + b"}"
 
 
 def _reversed(order: str) -> str:

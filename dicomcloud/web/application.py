@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
-from flask import Blueprint, Flask, Request, Response
+from flask import Flask, Request, Response
+from flask.sansio.blueprints import Blueprint
 from flask.sessions import NullSession, SecureCookieSessionInterface
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import BadHost
@@ -70,7 +71,7 @@ class Application(Flask):
 
     def process_response(self, response: Response) -> Response:
         for after in reversed(self.after_request_funcs[None]):
-            response = after(response)  # type: ignore[assignment]
+            response = after(response)
         return response
 
     def do_teardown_request(self, exc: BaseException | None = None) -> None:

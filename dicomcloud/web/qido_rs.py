@@ -20,7 +20,6 @@ from .service import check_uids, current_request, current_service, server_url, s
 
 blueprint = Blueprint("QIDO-RS", __name__, description="Search (PS3.18 10.6)")
 
-_RETRIEVE_URL = "00081190"
 _OFFERS = (Offer(DICOM_JSON), Offer(DICOM_XML, multipart=True))
 
 _INSTANCE_HEADER = "_instance-header"  # of the original: name an instance of each result in X-Dicom-Instance
@@ -117,15 +116,17 @@ def _search(level: Level, study: str | None = None, series: str | None = None) -
         asked = replace(asked, visible=studies.rules)
     result = service.archive.index.search(asked)
     base = service_url()
-    body = [_with_retrieve_url(row, base) for row in result.rows]
-    if level is Level.INSTANCE and body:
-        body = orjson.loads(with_bulk_data_urls(orjson.dumps(body), base))
-    if not body and service.empty_search_status != 200:
-        response = Response(status=204)
+    headers = {"Cache-Control": "private, no-cache", "X-Total-Count": str(result.total)}
+    if not result.uids and service.empty_search_status != 200:
+        response = Response(status=204, headers=headers)
     else:
-        response = dicom_json(body) if choice.offer.media_type == DICOM_JSON else dicom_xml(body, choice)
-    response.headers.add("Cache-Control", "private, no-cache")
-    response.headers.add("X-Total-Count", str(result.total))
+        found = result.document(base)
+        if level is Level.INSTANCE:
+            found = with_bulk_data_urls(found, base)
+        if choice.offer.media_type == DICOM_JSON:
+            response = dicom_json(found, headers=headers)
+        else:
+            response = dicom_xml(orjson.loads(found), choice, headers=headers)
     if links := _links(asked, result.total, pairs, exact=result.exact):
         response.headers.add("Link", links)
     warnings = list(asked.warnings)
@@ -147,15 +148,6 @@ def _first_instance(study: str, series: str, instance: str) -> tuple[str, str, s
     first = Query(Level.INSTANCE, study, series or None, limit=1)
     found = current_service().archive.index.search(first).uids
     return found[0] if found else (study, series, "")
-
-
-def _with_retrieve_url(row: dict[str, Any], url: str) -> dict[str, Any]:
-    """Add Retrieve URL (0008,1190) of the study, series or instance that the result describes."""
-    for segment, uid in (("studies", "0020000D"), ("series", "0020000E"), ("instances", "00080018")):
-        if values := row.get(uid, {}).get("Value"):
-            url += f"/{segment}/{values[0]}"
-    row[_RETRIEVE_URL] = {"vr": "UR", "Value": [url]}
-    return row
 
 
 def _links(asked: Query, total: int, pairs: Sequence[tuple[str, str]], *, exact: bool) -> str:

@@ -29,10 +29,11 @@ def negotiated(offers: Sequence[Offer]) -> Choice:
     """The offer that the request accepts (PS3.18 8.7.5). Raises BadRequest, NotAcceptable."""
     asked = current_request()
     header, parameter = asked.environ.get("HTTP_ACCEPT"), None
-    if parameters := asked.args:  # a look-up of what is not there is dear
-        if "charset" in parameters:
-            check_charset(parameters["charset"])
-        parameter = parameters["accept"] if "accept" in parameters else None
+    parameters = asked.args
+    if "charset" in parameters:  # to get what is not there is dear
+        check_charset(parameters["charset"])
+    if "accept" in parameters:
+        parameter = parameters["accept"]
     if not header and not parameter and current_service().strict_accept:
         available = " | ".join(map(str, offers))
         raise NotAcceptable(f"The request has no Accept header (PS3.18 8.4.1). Available: {available}")
@@ -40,9 +41,10 @@ def negotiated(offers: Sequence[Offer]) -> Choice:
 
 
 def dicom_json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A data set or a list of data sets in the DICOM JSON Model (PS3.18 F.2), UTF-8, keys ascending."""
+    """A data set or a list of data sets in the DICOM JSON Model (PS3.18 F.2), UTF-8, keys ascending; or the text."""
     given = {**(headers or {}), "Content-Type": DICOM_JSON}
-    return _Ready(orjson.dumps(body, option=orjson.OPT_SORT_KEYS), status, given)
+    text = body if isinstance(body, bytes) else orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+    return _Ready(text, status, given)
 
 
 class _Ready(Response):
@@ -61,14 +63,19 @@ def with_bulk_data_urls(document: bytes, base: str) -> bytes:
     return document.replace(b'"BulkDataURI":"/', b'"BulkDataURI":"' + base.encode() + b"/")
 
 
-def dicom_xml(data_sets: Sequence[Mapping[str, Any]], choice: Choice, status: int = 200) -> Response:
+def dicom_xml(
+    data_sets: Sequence[Mapping[str, Any]],
+    choice: Choice,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
     """Data sets in the Native DICOM Model (PS3.19 A.1), each a part, or the only one alone."""
     documents = [native_model_xml(data_set) for data_set in data_sets]
     if not choice.offer.multipart:
-        return Response(documents[0], status, content_type=DICOM_XML)
+        return Response(documents[0], status, headers, content_type=DICOM_XML)
     parts = [OutgoingPart({"Content-Type": DICOM_XML}, len(document), [document]) for document in documents]
     body = MultipartBody(DICOM_XML, parts)
-    return Response(b"".join(body), status, content_type=body.content_type)
+    return Response(b"".join(body), status, headers, content_type=body.content_type)
 
 
 def warning(text: str) -> str:
