@@ -242,7 +242,7 @@ class _Request(Request):  # type: ignore[misc, unused-ignore]
             return False
         if len(head) > (end := line.end() + len(known.fields)):
             unreader.unread(head[end:])
-        vars(self).update(known.state)
+        self.__dict__.update(known.state)
         self.known = known
         self.method, self.uri = line[1].decode("latin-1"), line[2].decode("latin-1")
         pieces: list[str] = self.uri.split("?", 1)

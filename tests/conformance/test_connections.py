@@ -91,6 +91,45 @@ def test_a_request_may_come_in_pieces_and_after_a_pause_of_its_connection(server
             assert answer(connection).read().startswith(b"[")
 
 
+HEADS = [
+    "GET /dicomweb/studies?limit=1&PatientID=%C3%A9%20x HTTP/1.1\r\n{fields}",
+    "HEAD /dicomweb/studies?limit=1 HTTP/1.1\r\n{fields}",
+    "GET //dicomweb//studies?a=?b HTTP/1.1\r\n{fields}",
+    "GET /dicomweb/studies#limit=1 HTTP/1.1\r\n{fields}",
+    "GET http://pacs.example/healthz HTTP/1.1\r\n{fields}",
+    "GET /healthz HTTP/1.0\r\n{fields}",
+    "GET /healthz HTTP/1.7\r\n{fields}",
+    "GET /heal\x01thz HTTP/1.1\r\n{fields}",
+    "GET  /healthz HTTP/1.1\r\n{fields}",
+    "GET /healthz?" + "a" * 9000 + " HTTP/1.1\r\n{fields}",
+    "BREW /healthz HTTP/1.1\r\n{fields}",
+    "OPTIONS /dicomweb/studies HTTP/1.1\r\n{fields}",
+    "GET /dicomweb/studies HTTP/1.1\r\n{fields}Accept: image/png\r\n",
+    "GET /healthz HTTP/1.1\r\nX-Bad Name: 1\r\n{fields}",
+    "GET /healthz HTTP/1.1\r\n{fields}Connection: close\r\n",
+    "GET /healthz HTTP/1.1\r\n{fields}Content-Length: nine\r\n",
+]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_request_is_answered_as_it_would_be_on_a_connection_of_its_own(server: Any, head: str) -> None:
+    fields = f"Host: {server.bind}\r\nX-Study: 1\r\n"
+    plain = f"GET /dicomweb/studies?limit=0 HTTP/1.1\r\n{fields}\r\n".encode()
+    asked = (head.format(fields=fields) + "\r\n").encode("latin-1")
+
+    def ask(connection: socket.socket) -> tuple[Any, ...]:
+        connection.sendall(asked)
+        response = http.client.HTTPResponse(connection, method=head.partition(" ")[0])
+        response.begin()
+        return response.status, response.headers.get("Connection"), response.headers["Content-Type"], response.read()
+
+    with connected(server) as alone, connected(server) as kept:
+        for _ in range(2):
+            kept.sendall(plain)
+            assert answer(kept).read() == b"[]"
+        assert ask(kept) == ask(alone)
+
+
 def test_a_client_that_falls_silent_in_the_head_of_a_request_is_given_up(narrow: Any) -> None:
     with connected(narrow) as silent:
         silent.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from flask import Blueprint, Flask
 from flask.testing import FlaskClient
 from openapi_spec_validator import validate
 
@@ -238,3 +239,12 @@ def test_swagger_ui_needs_no_other_server(client: FlaskClient) -> None:
         assert client.get(f"/swagger/assets/{asset}").status_code == 200
     assert client.get("/swagger/assets/..%2f__init__.py").status_code == 404
     assert client.get("/swagger/assets/missing.js").status_code == 404
+
+
+@pytest.mark.parametrize("function", ["before_request", "after_request", "teardown_request", "url_value_preprocessor"])
+def test_what_only_one_blueprint_asks_for_around_a_request_is_not_left_out_silently(app: Flask, function: str) -> None:
+    blueprint = Blueprint("own", __name__)
+    getattr(blueprint, function)(lambda *_: None)
+    app._got_first_request = False
+    with pytest.raises(ValueError, match="own has functions of its own"):
+        app.register_blueprint(blueprint)
