@@ -105,6 +105,7 @@ class Authentication:
         self._idle = session_idle_minutes * 60_000_000
         self._longest = session_hours * 3_600_000_000
         self._remembered: dict[tuple[str, str], tuple[float, Any]] = {}
+        self._just_seen: dict[bytes, tuple[float, Caller]] = {}  # by what they showed: until when, and who it was
         self._generation = -1
         self._seen = float("-inf")
         self._lock = Lock()
@@ -155,6 +156,18 @@ class Authentication:
         return _caller_of(user, "password")
 
     def _basic(self, text: str, address: str) -> Caller:
+        moment, mark = self._notice_changes(), self._verified.mark(text)
+        just_seen = self._just_seen  # another one as soon as something has changed
+        seen = just_seen.get(mark)
+        if seen is not None and seen[0] > moment:
+            return seen[1]
+        caller = self._basic_caller(text, address)
+        if len(just_seen) >= _MOST_REMEMBERED:
+            just_seen.clear()
+        just_seen[mark] = (moment + _REMEMBERED, caller)
+        return caller
+
+    def _basic_caller(self, text: str, address: str) -> Caller:
         try:
             name, separator, password = base64.b64decode(text, validate=True).decode("utf-8").partition(":")
         except (binascii.Error, ValueError):
@@ -360,26 +373,32 @@ class Authentication:
 
     # What the database says
 
-    def _user(self, name: str) -> User | None:
-        return self._look_up("user", name, self._accounts.user)
-
-    def _look_up(self, kind: str, key: str, ask: Callable[[str], Row]) -> Row:
-        """The row, remembered while nothing has changed: that is asked every two seconds; sessions are asked anew."""
+    def _notice_changes(self) -> float:
+        """Forget what is remembered when users, keys or links have changed: that is asked every two seconds. Now."""
         moment = monotonic()
         if moment - self._seen > _REMEMBERED:
             with self._lock:
                 generation = self._accounts.generation()
                 if generation != self._generation:
-                    self._remembered = {}
+                    self._remembered, self._just_seen = {}, {}
                 self._generation, self._seen = generation, moment
-        found = self._remembered.get((kind, key))
+        return moment
+
+    def _user(self, name: str) -> User | None:
+        return self._look_up("user", name, self._accounts.user)
+
+    def _look_up(self, kind: str, key: str, ask: Callable[[str], Row]) -> Row:
+        """The row, remembered while nothing has changed; sessions are asked anew."""
+        moment = self._notice_changes()
+        remembered = self._remembered  # another one as soon as something has changed
+        found = remembered.get((kind, key))
         if found is not None and (kind != "session" or moment - found[0] < _REMEMBERED):
             row: Row = found[1]
             return row
         row = ask(key)
-        if len(self._remembered) >= _MOST_REMEMBERED:
-            self._remembered = {}
-        self._remembered[kind, key] = (moment, row)
+        if len(remembered) >= _MOST_REMEMBERED:
+            remembered.clear()
+        remembered[kind, key] = (moment, row)
         return row
 
 

@@ -7,7 +7,6 @@ random and long: their SHA-256 is enough, and quick.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import secrets
 from threading import Lock, Semaphore
 from time import monotonic
@@ -61,12 +60,13 @@ class VerifiedPasswords:
         self._until: dict[bytes, float] = {}
         self._lock = Lock()
 
-    def _mark(self, name: str, password: str, hashed: str) -> bytes:
-        text = "\0".join((name, hashed, password)).encode("utf-8", "surrogatepass")
-        return hmac.digest(self._key, text, "sha256")
+    def mark(self, *texts: str) -> bytes:
+        """By what something secret can be remembered in this process, without the secret itself."""
+        text = "\0".join(texts).encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(text, key=self._key).digest()
 
     def knows(self, name: str, password: str, hashed: str) -> bool:
-        return self._until.get(self._mark(name, password, hashed), 0.0) > monotonic()
+        return self._until.get(self.mark(name, hashed, password), 0.0) > monotonic()
 
     def remember(self, name: str, password: str, hashed: str) -> None:
         now = monotonic()
@@ -74,7 +74,7 @@ class VerifiedPasswords:
             if len(self._until) >= _MOST_REMEMBERED:
                 self._until = {mark: until for mark, until in self._until.items() if until > now}
             if len(self._until) < _MOST_REMEMBERED:
-                self._until[self._mark(name, password, hashed)] = now + _REMEMBERED
+                self._until[self.mark(name, hashed, password)] = now + _REMEMBERED
 
 
 def checksum(secret: str) -> str:

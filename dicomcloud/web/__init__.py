@@ -59,7 +59,7 @@ def register(app: Flask, service: Service) -> None:
         MAX_CONTENT_LENGTH=None,  # the views that read a body have limits of their own
     )
     metrics.register(app, service.archive)
-    audit.record(app, service.archive.audit, log_requests=service.log_requests)
+    audit.record(app, service)
     api = Api(app)
     root = service.root
     declared = {name: Need(Permission.PUBLIC) for name in ("health", "pages", "openapi_document", "site")}
@@ -95,7 +95,7 @@ def register(app: Flask, service: Service) -> None:
     add_headers(app, service)
     if service.retrieved is not None:
         _tell_retrievals(app, service.retrieved)
-    guard(app, declared)
+    guard(app, service, declared)
     add_limits(app, service)
     app.wsgi_app = _TidyPaths(app.wsgi_app)  # type: ignore[method-assign]
 

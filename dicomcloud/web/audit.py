@@ -17,7 +17,7 @@ from flask import Flask, Request, Response, g, request
 from ..access import Permission
 from ..audit import Actor, AuditTrail
 from ..audit.actor import set_actor
-from .service import client_address, comes_from_proxy, current_request
+from .service import Service, client_address, comes_from_proxy, current_request
 
 REQUEST_ID: Final = "X-Request-ID"
 
@@ -35,14 +35,16 @@ _REFUSALS: Final = (401, 403, 429)
 _LONGEST_QUERY: Final = 2000  # characters
 
 
-def record(app: Flask, trail: AuditTrail, *, log_requests: bool = False) -> None:
+def record(app: Flask, service: Service) -> None:
     """Note every request, and log it. To be called before anything else that looks at requests."""
+    trail, log_requests, behind_proxies = service.archive.audit, service.log_requests, bool(service.trusted_proxies)
 
     # `request` and `g` look for their object at each use, which is dear: here they are taken once.
     @app.before_request
     def begin() -> None:
         own, asked = g._get_current_object(), current_request()
-        own.actor = actor = Actor("anonymous", "", client_address(), _request_id(asked))
+        address = client_address() if behind_proxies else asked.remote_addr or ""
+        own.actor = actor = Actor("anonymous", "", address, _request_id(asked))
         set_actor(actor)
         if log_requests:
             own.began = perf_counter()

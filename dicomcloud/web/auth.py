@@ -22,7 +22,7 @@ from ..access import ANYBODY, Caller, Permission
 from ..access.authentication import Shown
 from ..access.credentials import csrf_token
 from ..errors import Forbidden, NotFound, Unauthorized
-from .service import client_address, comes_from_proxy, current_request, current_service, server_url
+from .service import Service, client_address, comes_from_proxy, current_request, current_service, server_url
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -74,7 +74,7 @@ def current_caller() -> Caller:
     caller: Caller | None = g.get("caller")
     if caller is None:
         try:
-            caller = _caller()
+            caller = _caller(current_request(), current_service())
         except Unauthorized:
             caller = _NOBODY
         g.caller = caller
@@ -99,7 +99,7 @@ def need_of(app: Flask, endpoint: str, declared: Mapping[str, Need]) -> Need:
     return own or declared.get(endpoint) or declared.get(endpoint.rpartition(".")[0]) or _UNDECLARED
 
 
-def guard(app: Flask, declared: Mapping[str, Need]) -> None:
+def guard(app: Flask, service: Service, declared: Mapping[str, Need]) -> None:
     """Ask every request for its caller, and keep out who may not."""
     known: dict[str, Need] = {}
 
@@ -113,11 +113,11 @@ def guard(app: Flask, declared: Mapping[str, Need]) -> None:
         if need is None:
             need = known[endpoint] = need_of(app, endpoint, declared)
         own.need = need
-        _check_site(asked)
+        _check_site(asked, service)
         if need.public:
             return None
         try:
-            caller = own.caller = _caller()
+            caller = own.caller = _caller(asked, service)
         except Unauthorized:
             if _is_navigation():
                 here = request.full_path.rstrip("?")
@@ -144,12 +144,11 @@ def guard(app: Flask, declared: Mapping[str, Need]) -> None:
         return response
 
 
-def _caller() -> Caller:
+def _caller(asked: Request, service: Service) -> Caller:
     """Raises Unauthorized, TooManyRequests, Unavailable."""
-    authentication = current_service().authentication
+    authentication = service.authentication
     if authentication is None:
         return ANYBODY
-    asked = current_request()
     headers = cast(Mapping[str, str], asked.headers)  # names in any case
     cookie = asked.cookies.get(COOKIE, "") if "HTTP_COOKIE" in asked.environ else ""
     actor = g.get("actor")
@@ -175,13 +174,12 @@ def _is_navigation() -> bool:
     )
 
 
-def _check_site(asked: Request) -> None:
+def _check_site(asked: Request, service: Service) -> None:
     """What a browser remembers, be it a password or only that the server is on this computer, is not for other sites.
 
     A page of another site cannot read answers, but it could send what changes something. And while nobody is asked, a
     page could make its own host name mean this computer (DNS rebinding): then only an address, or localhost, will do.
     """
-    service = current_service()
     if asked.method not in _SAFE and asked.headers.get("Sec-Fetch-Site", "none") in ("cross-site", "same-site"):
         origin = asked.headers.get("Origin", "")
         if origin not in service.cors_origins and "*" not in service.cors_origins:

@@ -20,7 +20,7 @@ from .gzip_segments import GzipStream, pack_segment, unpack_segment
 from .multipart import OutgoingPart
 from .negotiation import Choice, Offer
 from .openapi import DATA_SETS, content, faults, query
-from .responses import DICOM_JSON, DICOM_XML, negotiated, not_modified, with_bulk_data_urls
+from .responses import DICOM_JSON, DICOM_XML, dicom_json, negotiated, not_modified, with_bulk_data_urls
 from .retrieve import blueprint, entity_tag, multipart, single_part, validated
 from .service import check_uids, current_service, service_url
 from .wado_deidentified import send_metadata_of_copies
@@ -115,7 +115,7 @@ def _send(
         answer = Response(iter(()), mimetype=choice.offer.media_type)
     elif choice.offer.media_type == DICOM_JSON:
         pieces = _json_array(texts)
-        answer = Response(next(pieces) if alone else pieces, mimetype=DICOM_JSON)
+        answer = dicom_json(next(pieces)) if alone else Response(pieces, mimetype=DICOM_JSON)
     else:
         documents = (native_model_xml(orjson.loads(text)) for text in texts)
         parts = (OutgoingPart({"Content-Type": DICOM_XML}, len(xml), [xml]) for xml in documents)
