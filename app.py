@@ -6,6 +6,7 @@ from functools import cache, partial
 from typing import Any, Literal
 
 from flask import Flask
+from werkzeug.urls import iri_to_uri
 
 from dicomcloud import archive, cli, logs, settings, web
 from dicomcloud.access.policy import open_authentication
@@ -106,7 +107,7 @@ def create_app(configuration: Settings | None = None) -> Flask:
             archive=opened,
             retrieved=delivery.retrieved if delivery and opened.events.wants("retrieved") else None,
             root=configuration.root,
-            public_url=configuration.public_url,
+            public_url=iri_to_uri(configuration.public_url),
             trusted_proxies=configuration.trusted_proxies,
             proxy_headers=configuration.proxy_headers,
             presigned_redirects=configuration.presigned_redirects,

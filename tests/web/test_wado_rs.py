@@ -235,6 +235,17 @@ def test_metadata_names_bulk_data_by_a_url_that_works(client: FlaskClient) -> No
         assert parts(answer)[0][0]["Content-Location"] == bulk
 
 
+def test_a_public_url_in_any_script_is_given_as_a_uri(make_app) -> None:  # type: ignore[no-untyped-def]
+    client = make_app(public_url="https://pacs.klinik-münchen.example/büro").test_client()
+    client.post("/dicomweb/studies", data=make_file(make_dataset()), content_type="application/dicom")
+    root = "https://pacs.xn--klinik-mnchen-3ob.example/b%C3%BCro/dicomweb/studies/"
+    (found,) = client.get("/dicomweb/instances").json
+    url = found["00081190"]["Value"][0]
+    assert url.startswith(root)
+    answer = client.get(url.removeprefix("https://pacs.xn--klinik-mnchen-3ob.example/b%C3%BCro") + "/metadata")
+    assert answer.headers["Content-Location"] == f"{url}/metadata"
+
+
 def test_metadata_follows_the_public_url(make_app) -> None:  # type: ignore[no-untyped-def]
     client = make_app(public_url="https://pacs.example/images").test_client()
     answer = client.post("/dicomweb/studies", data=make_file(), content_type="application/dicom")
