@@ -30,6 +30,7 @@ from dicomcloud.diagnosis import Diagnosis, fault, good
 from dicomcloud.dicom.attributes import json_key
 from dicomcloud.dicom.matching import Kind, Match, decode_match, matches, name_test
 from dicomcloud.errors import Unavailable
+from dicomcloud.index import turns
 
 logger = logging.getLogger(__name__)
 
@@ -99,10 +100,6 @@ def _name_matches(alphabetic: str, other: str, match: str) -> bool:
     """SQL function: whether a name, as it lies in its two columns, fulfils an encoded Match."""
     ideographic, _, phonetic = other.partition("=")
     return _name_test(match)((alphabetic, ideographic, phonetic))
-
-
-class _Connection(sqlite3.Connection):
-    """sqlite3.Connection that can be referenced weakly."""
 
 
 class Cursor(Protocol):
@@ -295,7 +292,7 @@ class SQLite(peewee.SqliteDatabase, Database):
             uri=frozen,
             timeout=BUSY_TIMEOUT,
             cached_statements=256,
-            factory=_Connection,
+            factory=turns.Connection,
             pragmas=(("case_sensitive_like", 1),)
             if frozen
             else (
@@ -311,7 +308,7 @@ class SQLite(peewee.SqliteDatabase, Database):
             ),
         )
         self._frozen = frozen
-        self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._connections: weakref.WeakSet[turns.Connection] = weakref.WeakSet()
         self._scratch: tuple[SQLite, TemporaryDirectory[str]] | None = None
         self.register_function(_dicom_matches, "dicom_matches", 2, deterministic=True)
         self.register_function(_name_matches, "name_matches", 3, deterministic=True)
@@ -330,7 +327,7 @@ class SQLite(peewee.SqliteDatabase, Database):
             raise MissingDatabase("The index is not there; is its disk mounted?")
         return super()._connect()  # type: ignore[misc]  # not in Peewee's stubs
 
-    def _add_conn_hooks(self, conn: _Connection) -> None:
+    def _add_conn_hooks(self, conn: turns.Connection) -> None:
         super()._add_conn_hooks(conn)  # type: ignore[misc]  # not in Peewee's stubs
         self._connections.add(conn)
 
@@ -338,8 +335,8 @@ class SQLite(peewee.SqliteDatabase, Database):
         """Execute one statement on this thread's connection; read the cursor to its end before the next one."""
         return self._thread_connection().execute(sql, parameters)
 
-    def _thread_connection(self) -> sqlite3.Connection:
-        return cast("sqlite3.Connection", self.connection())
+    def _thread_connection(self) -> turns.Connection:
+        return cast("turns.Connection", self.connection())
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -349,8 +346,8 @@ class SQLite(peewee.SqliteDatabase, Database):
         """
         try:
             connection = self._thread_connection()
-            connection.execute("BEGIN IMMEDIATE")
             try:
+                turns.begin(connection, self.database, self.timeout)
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
@@ -500,7 +497,7 @@ def open_snapshot(path: Path) -> Database:
 # child, so all are held over the fork and then left alone for good.
 
 _open_databases: weakref.WeakSet[SQLite] = weakref.WeakSet()
-_held: list[_Connection] = []
+_held: list[turns.Connection] = []
 
 
 def _before_fork() -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +109,51 @@ def test_a_writer_that_waits_too_long_is_told_so(index: Index, database_url: str
     with index._database.write(), pytest.raises(Unavailable, match="busy"):
         waiting.add([new_instance()], "reject")
     other.close()
+
+
+@on_sqlite
+def test_a_writer_lets_the_one_pass_who_has_waited_long(index: Index, database_url: str) -> None:
+    queue = sqlite3.connect(f"{index._database.database}-queue", timeout=0, isolation_level=None)
+    with index._database.write():
+        waiting = threading.Thread(target=index.add, args=([new_instance()], "reject"))
+        waiting.start()
+        while not _is_taken(queue):  # until it is the next one
+            time.sleep(0.01)
+        other = open_database(database_url)
+        other.timeout = 0.05
+        with pytest.raises(Unavailable, match="busy"):
+            Index(other).add([new_instance()], "reject")
+    waiting.join()
+    assert not _is_taken(queue)
+    assert index.counts()["instances"] == 1
+    queue.execute("BEGIN IMMEDIATE")  # somebody else is the next one, and nobody writes
+    with pytest.raises(Unavailable, match="busy"):
+        Index(other).add([new_instance()], "reject")
+    queue.close()
+    Index(other).add([new_instance()], "reject")
+    other.close()
+
+
+def _is_taken(queue: sqlite3.Connection) -> bool:
+    try:
+        queue.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError:
+        return True
+    queue.execute("ROLLBACK")
+    return False
+
+
+@on_sqlite
+def test_where_writers_cannot_take_turns_they_write_all_the_same(
+    index: Index, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = Path(f"{index._database.database}-queue")
+    index._database.close()
+    queue.unlink(missing_ok=True)
+    queue.mkdir()
+    index.add([new_instance()], "reject")
+    assert index.counts()["instances"] == 1
+    assert "do not take turns" in caplog.text
 
 
 @on_sqlite
