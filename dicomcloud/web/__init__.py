@@ -88,10 +88,10 @@ def register(app: Flask, service: Service) -> None:
     add_capabilities(app, api, [root, "/api", "/qidors", "/wadors", "/stowrs", "/delowrs"])
     app.register_blueprint(site.blueprint)
     app.register_blueprint(ohif_viewer.blueprint)
-    app.register_error_handler(Exception, fault)
+    for error in (Exception, HTTPException):  # the second in place of the one of flask-smorest
+        app.register_error_handler(error, lambda reason: site.fault_page(fault(reason)))
     for error in (CannotRender, CannotDraw):
-        app.register_error_handler(error, lambda reason: fault(NotAcceptable(str(reason))))
-    app.register_error_handler(HTTPException, fault)  # in place of the one of flask-smorest
+        app.register_error_handler(error, lambda reason: site.fault_page(fault(NotAcceptable(str(reason)))))
     add_headers(app, service)
     if service.retrieved is not None:
         _tell_retrievals(app, service.retrieved)

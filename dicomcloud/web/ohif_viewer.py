@@ -12,6 +12,7 @@ import orjson
 from flask import Blueprint, Response
 
 from ..access import Permission
+from ..errors import NotFound
 from .assets import send_asset
 from .auth import CSRF_HEADER, current_caller, current_csrf_token, needs
 from .service import current_service, server_url
@@ -65,9 +66,7 @@ def viewer_file(name: str = "") -> Response:
     """A file of the build; its page under every address that is none, since the viewer has addresses of its own."""
     folder = current_service().viewer_folder
     if folder is None or not is_installed():
-        return Response(
-            "No viewer is installed. Run `python -m dicomcloud viewer install`.\n", 404, mimetype="text/plain"
-        )
+        raise NotFound("No viewer is installed. Run `python -m dicomcloud viewer install`")
     if name == "app-config.js":
         response = Response(_configuration(), mimetype="text/javascript")
         response.headers["Cache-Control"] = "no-store"

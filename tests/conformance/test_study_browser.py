@@ -114,11 +114,46 @@ def test_the_report_of_an_upload_says_what_was_left_out_and_why(
         "table of contents",
         "2 files could not be stored",
         "Another version",
-        "truncated",
+        "Cut off before its end",
     ):
         expect(report).to_contain_text(words)
     expect(page.locator("#upload-files li")).to_have_count(6)
     expect(page.locator("#upload-files li.failed")).to_have_count(2)
+    expect(page.locator("#upload-files li").first).to_have_class("failed")
+    expect(report.locator("summary", has_text="changed.dcm")).to_be_visible()
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Save this report").click()
+    saved = Path(waiting.value.path()).read_text(encoding="utf-8")
+    assert {line.partition("\t")[0] for line in saved.splitlines()[3:]} == set(files) - {"new.dcm"}
+
+
+def test_the_report_of_many_faults_fits_and_leaves_nothing_out(
+    server: Any, new_page: NewPage, tmp_path: Path, installed: Path
+) -> None:
+    archive = BytesIO()
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("good.dcm", make_file(PatientName="Report^Rosa"))
+        packed.writestr("cut.dcm", make_file()[:400])
+    files = {f"{'a very long name ' * 10}.dcm": make_file()[:300], "broken.zip": b"PK\x03\x04" + b"x" * 500}
+    files |= {"part.zip": archive.getvalue(), "no-uid.dcm": make_file(StudyInstanceUID=None)}
+    files |= {f"{number}.dcm": make_file(SeriesInstanceUID=None) for number in range(9)}
+    (tmp_path / "CD").mkdir()
+    for name, content in files.items():
+        (tmp_path / "CD" / name).write_bytes(content)
+    page = new_page(viewport={"width": 320, "height": 640})
+    page.goto(server.url)
+    page.set_input_files("#folder-input", tmp_path / "CD")
+    report = page.locator("#upload-report")
+    for words in ("12 files could not be stored", "10 files: Damaged", "broken.zip: A damaged ZIP", "part.zip: 1 file"):
+        expect(report).to_contain_text(words)
+    expect(report).to_contain_text("Report, Rosa")
+    report.get_by_text("10 files").click()
+    expect(report.locator("details li", has_text="no-uid.dcm")).to_contain_text(
+        "StudyInstanceUID (0020,000D) is missing"
+    )
+    assert sideways(page, "#upload-dialog") <= 0
+    expect(page.get_by_role("button", name="Close")).to_be_in_viewport()
+    check(page, installed)
 
 
 def test_files_are_dropped_on_the_page(server: Any, new_page: NewPage) -> None:
@@ -330,8 +365,54 @@ def check(page: Any, installed: Path) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
 
 
+LONG = "Wolfeschlegelsteinhausenbergerdorffwelchevoralternwarengewissenhaft"
+MANY = ["CT", "KO", "MR", "PR", "RTDOSE", "RTPLAN", "RTSTRUCT", "SEG", "SM", "SR", "US", "XA"]
+WIDE = {
+    "PatientID": "0123456789" * 6,
+    "AccessionNumber": "A" * 16,
+    "StudyDescription": "_".join(["Thorax", *MANY])[:64],
+}
+
+
+ARABIC = "Qabbani^Nizar=قباني^نزار توفيق محمد عبد الرحمن"
+
+
+@pytest.mark.parametrize("name", [f"{LONG}^Hubert", ARABIC, f"={'王小明陈大文' * 10}"], ids=["long", "rtl", "cjk"])
+def test_long_values_stay_inside_the_page(server: Any, new_page: NewPage, name: str) -> None:
+    made = make_dataset(PatientName=name, SeriesDescription="S" * 64, **WIDE)
+    same = {"StudyInstanceUID": made.StudyInstanceUID, "PatientName": name, **WIDE}
+    store(server, make_file(made), *(make_file(Modality=each, SeriesNumber=9, **same) for each in MANY))
+    page = new_page(viewport={"width": 320, "height": 640}, has_touch=True)
+    page.goto(f"{server.url}/?PatientID={WIDE['PatientID']}")
+    row = page.locator("#rows tr", has=page.locator(f"a[href$='{made.StudyInstanceUID}']"))
+    expect(row.locator(".badge")).to_have_count(len(MANY))
+    for width in (320, 600, 768, 1024, 1100, 1440):
+        page.set_viewport_size({"width": width, "height": 640})
+        assert sideways(page, "html") <= 0, width
+        assert sideways(page, "#results") <= 0, width
+    row.locator(".name").click()
+    expect(page.locator(".series-card")).to_have_count(len(MANY) + 1)
+    for width in (1440, 768, 320):
+        page.set_viewport_size({"width": width, "height": 640})
+        assert sideways(page, "html") <= 0, width
+    page.get_by_role("button", name="Download").click()
+    expect(page.get_by_role("menuitem", name="DICOMDIR")).to_be_visible()
+    assert sideways(page, "html") <= 0
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("menuitem", name="This study").click()
+    assert sideways(page, "#confirm") <= 0
+    page.get_by_role("button", name="Delete study").click()
+    expect(page.locator("#count")).to_contain_text("stud")
+
+
+def sideways(page: Any, selector: str) -> int:
+    """By how many CSS pixels something is wider than the room that it has."""
+    return int(page.locator(selector).evaluate("element => element.scrollWidth - element.clientWidth"))
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize("width", [1440, 320])
 def test_the_pages_are_accessible_and_fit(
     server: Any, new_page: NewPage, study: Any, installed: Path, scheme: str, width: int
 ) -> None:
@@ -340,6 +421,15 @@ def test_the_pages_are_accessible_and_fit(
     expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
     page.get_by_role("button", name="Archive").click()
     expect(page.locator("[data-figure=bytes]")).not_to_have_text("–")
+    expect(page.locator("#received")).to_contain_text("image")
+    check(page, installed)
+    page.get_by_label("Patient", exact=True).fill("zzzyyyxxx")
+    expect(page.get_by_role("heading", name="Nothing found")).to_be_visible()
+    check(page, installed)
+    page.get_by_role("button", name="Clear the search").click()
+    expect(page.locator("#rows .name").first).to_be_visible()
+    page.goto(f"{server.url}/nowhere")
+    expect(page.get_by_role("link", name="To the studies")).to_be_visible()
     check(page, installed)
     open_study(page, server, study)
     check(page, installed)

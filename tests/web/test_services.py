@@ -160,10 +160,13 @@ def test_the_ohif_service_has_the_shape_of_the_original(client: FlaskClient, sto
 # Faults
 
 
-def test_faults_are_json_or_text_by_accept(client: FlaskClient) -> None:
+def test_faults_are_json_or_a_page_by_accept(client: FlaskClient) -> None:
     answer = client.get("/dicomweb/studies/1.2.3", headers={"Accept": "application/json, */*"})
     assert (answer.status_code, answer.json["status"], "1.2.3" in answer.json["message"]) == (404, 404, True)
     answer = client.get("/dicomweb/nothing", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert (answer.status_code, answer.mimetype) == (404, "text/html")
+    assert "404 Not Found" in answer.text
+    answer = client.get("/dicomweb/nothing", headers={"Accept": "text/plain"})
     assert (answer.status_code, answer.mimetype) == (404, "text/plain")
 
 

@@ -41,6 +41,27 @@ def test_a_study_page_is_only_for_uids(client: FlaskClient) -> None:
     assert client.get("/study/<script>").status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/nowhere", 404, "There is nothing here"),
+        ("/study/1.2.<b>", 400, "is not a UID: &#39;1.2.&lt;b&gt;&#39;"),
+        ("/dicomweb/studies/1.2.3/rendered", 404, "1.2.3"),
+        ("/viewer/", 404, "No viewer is installed"),
+    ],
+)
+def test_a_fault_that_a_person_sees_is_a_page_with_a_way_back(
+    client: FlaskClient, path: str, status: int, words: str
+) -> None:
+    answer = client.get(path, headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert (answer.status_code, answer.mimetype) == (status, "text/html")
+    assert answer.headers["Content-Security-Policy"] == CONTENT_SECURITY_POLICY
+    assert words in answer.text
+    assert "<b>&#39;" not in answer.text
+    assert 'href="/">To the studies' in answer.text
+    assert client.get(path, headers={"Accept": "*/*"}).mimetype == "application/json"
+
+
 @pytest.mark.parametrize("file", sorted(SITE.glob("static/*")), ids=lambda file: file.name)
 def test_an_asset_has_its_media_type(client: FlaskClient, file: Path) -> None:
     answer = client.get(f"/site/{file.name}")

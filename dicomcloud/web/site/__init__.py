@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 import orjson
-from flask import Blueprint, Response, render_template
+from flask import Blueprint, Response, render_template, request
 
 from ... import __version__
 from ...access import Permission
@@ -94,6 +95,38 @@ def page(template: str, **values: object) -> Response:
     response.headers["Referrer-Policy"] = "same-origin"
     response.headers["Cache-Control"] = "private, no-cache"
     return response
+
+
+_TITLES: Final = {
+    400: "This address is not right",
+    403: "This is not for you to see",
+    404: "There is nothing here",
+    406: "It cannot be shown in a browser",
+    410: "It has been deleted",
+    429: "Too many requests",
+    500: "Something went wrong",
+    503: "Not just now",
+}
+
+
+def fault_page(report: Response) -> Response:
+    """The status report of a request that failed; where a person reads it in a browser, as a page."""
+    if request.method != "GET" or report.status_code < 400 or report.mimetype != "text/plain":
+        return report
+    if "text/html" not in request.headers.get("Accept", ""):
+        return report
+    phrase = HTTPStatus(report.status_code).phrase
+    shown = page(
+        "fault.html",
+        title=_TITLES.get(report.status_code, phrase),
+        message=report.get_data(as_text=True).partition("\n")[2].strip(),
+        status=f"{report.status_code} {phrase}",
+    )
+    shown.status_code = report.status_code
+    for name, value in report.headers:
+        if name not in ("Content-Type", "Content-Length"):
+            shown.headers.add(name, value)
+    return shown
 
 
 @blueprint.route("/site/<path:name>")

@@ -117,6 +117,11 @@ export function date(text) {
   return Number.isNaN(moment.getTime()) || moment.getUTCDate() !== +found[3] ? text : dates.format(moment);
 }
 
+const days = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", timeZone: "UTC" });
+
+/** `2026-01-10` without its year. */
+export const shortDate = (day) => days.format(new Date(`${day}T00:00:00Z`));
+
 /** A TM value as HH:MM. */
 export const time = (text) => /^\d{4}/.test(text ?? "") ? `${text.slice(0, 2)}:${text.slice(2, 4)}` : "";
 

@@ -1,6 +1,6 @@
 // The list of studies: results as you type, sorted and paged; the state is in the address, so that it can be shared.
 
-import { base, count, date, figure, number, personName, request, search, sexes, size, studyUrl, time, value, values } from "./api.js";
+import { base, count, date, figure, number, personName, request, search, sexes, shortDate, size, studyUrl, time, value, values } from "./api.js";
 import { $, $$, alert, confirmed, element, icon, menuButton, settled, shortcuts, thumbnail, toast, WITHOUT_PICTURES } from "./page.js";
 import { openUpload } from "./upload.js";
 
@@ -123,7 +123,8 @@ function show(rows) {
 function nothing(title, text, invite = false) {
   $("#empty h2").textContent = title;
   $("#empty p").textContent = text;
-  $("#empty button")?.toggleAttribute("hidden", !invite);
+  $("#empty-upload")?.toggleAttribute("hidden", !invite);
+  $("#empty-clear").hidden = !isFiltered();
   $("#empty").hidden = false;
   $("#rows").replaceChildren();
   $(".results table").hidden = true;
@@ -144,12 +145,12 @@ function row(study) {
     "tr",
     {},
     element("td", { class: "col-image" }, thumbnail(pictured && `${studyUrl(uid)}/thumbnail?viewport=128,128`, WITHOUT_PICTURES[modalities[0]])),
-    element("td", {}, link, name.other && element("bdi", { class: "other" }, name.other), element("small", {}, [born && `born ${date(born)}`, sex].filter(Boolean).join(" · "))),
-    element("td", { class: "muted-phone" }, value(study, "00100020")),
+    element("td", {}, link, name.other && element("span", { class: "other" }, element("bdi", {}, name.other)), element("small", {}, [born && `born ${date(born)}`, sex].filter(Boolean).join(" · "))),
+    element("td", { class: "muted-phone", "data-label": "ID" }, value(study, "00100020")),
     element("td", { class: "nowrap when" }, date(value(study, "00080020")), element("small", {}, time(value(study, "00080030")))),
     element("td", {}, ...modalities.map((each) => element("span", { class: "badge" }, each))),
     element("td", {}, element("bdi", {}, value(study, "00081030"))),
-    element("td", { class: "muted-phone" }, value(study, "00080050")),
+    element("td", { class: "muted-phone", "data-label": "Accession no." }, value(study, "00080050")),
     element("td", { class: "number" }, figure(images), element("span", { class: "phone-only" }, images === 1 ? " image in " : " images in "), element("small", {}, `${figure(series)} series`)),
     element(
       "td",
@@ -182,15 +183,17 @@ async function showSummary() {
   }
   $("#storage-meter").value = figures.bytes / (figures.bytes + figures.free_bytes || 1);
   const most = Math.max(1, ...figures.received.map((day) => day.instances));
+  const all = figures.received.reduce((sum, day) => sum + day.instances, 0);
+  $("#received").textContent = count(all, "image");
+  $("#first-day").textContent = shortDate(figures.received[0].day);
   $("#activity").replaceChildren(
     ...figures.received.map(({ day, instances }) => {
-      const bar = element("i", { title: `${date(day.replaceAll("-", ""))}: ${count(instances, "instance")}`, class: instances ? "" : "none" });
+      const bar = element("i", { title: `${date(day.replaceAll("-", ""))}: ${count(instances, "image")}`, class: instances ? "" : "none" });
       bar.style.height = `${(100 * instances) / most}%`;
       return bar;
     }),
   );
-  const all = figures.received.reduce((sum, day) => sum + day.instances, 0);
-  $("#activity").setAttribute("aria-label", `${count(all, "instance")} in 14 days, ${count(figures.received.at(-1).instances, "instance")} today`);
+  $("#activity").setAttribute("aria-label", `${count(all, "image")} in 14 days, ${count(figures.received.at(-1).instances, "image")} today`);
 }
 
 function changed() {
@@ -244,9 +247,10 @@ $("#more").addEventListener("click", () => {
   const open = form.classList.toggle("open");
   $("#more").setAttribute("aria-expanded", String(open));
 });
+$("#empty-clear").addEventListener("click", () => $("#reset").click());
 if ($("#upload")) {
   menuButton($("#upload"), $("#upload-menu"));
-  $("#empty button").addEventListener("click", () => $("#file-input").click());
+  $("#empty-upload").addEventListener("click", () => $("#file-input").click());
   openUpload(changed);
 }
 const step = (by) => {

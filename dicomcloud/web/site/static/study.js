@@ -43,7 +43,7 @@ function describe(row) {
   const name = personName(row);
   patient = { name: name.main || "No name", id: value(row, "00100020") };
   document.title = `${patient.name} · DICOMcloud`;
-  $("#patient").replaceChildren(element("bdi", {}, patient.name), name.other ? element("bdi", { class: "other" }, name.other) : "");
+  $("#patient").replaceChildren(element("bdi", {}, patient.name), name.other ? element("span", { class: "other" }, element("bdi", {}, name.other)) : "");
   $("#crumb").replaceChildren(element("bdi", {}, patient.name));
   const born = value(row, "00100030");
   $("#patient-details").textContent = [

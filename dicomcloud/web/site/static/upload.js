@@ -1,18 +1,26 @@
 // Upload: files and folders that are chosen or dropped, progress for each, and a report in plain words.
 
-import { base, count, headers, root, size, value, values } from "./api.js";
-import { $, element, icon } from "./page.js";
+import { base, count, date, figure, headers, personName, root, search, size, value, values } from "./api.js";
+import { $, $$, element, icon, save } from "./page.js";
 
 const AT_ONCE = 3;
 const SHOWN = 400; // rows of the list; of more files those that went well leave it
-const OTHER_VERSION = 0x0111;
+const NAMED = 5; // studies that are named in the report; of more the list behind it is the better one
 const REASONS = { // of Failure Reason (0008,1197)
   0x0110: "The server could not process it",
-  0x0111: "Another version of this image is stored already",
-  0x0122: "This kind of object is not accepted",
+  0x0111: "Another version of this image is stored already, and was kept",
+  0x0122: "This kind of object is not accepted here",
   0xa700: "The server has no room left",
   0xa900: "It does not belong to this study",
-  0xc000: "It is damaged or no DICOM file",
+  0xc000: "Damaged, or not a proper DICOM file",
+};
+const CUT_OFF = "Cut off before its end: copy it again from where it came";
+const STATUSES = {
+  401: "The session has ended: log in again",
+  403: "You are not allowed to store here",
+  413: "Larger than this server takes",
+  503: "The server was busy: upload it again later",
+  507: "The server has no room left",
 };
 
 let changed = () => {};
@@ -78,7 +86,7 @@ async function kindOf({ file, path }) {
   if (text(0, 4) === "PK\x03\x04") return { type: "application/zip" };
   const group = head[0] | (head[1] << 8);
   if ((group === 2 || group === 8) && head[3] === 0) return { type: "application/dicom" }; // without a preamble
-  return { skip: "no DICOM file" };
+  return { skip: "not DICOM" };
 }
 
 async function begin(files) {
@@ -106,6 +114,7 @@ class Run {
     this.bytes = files.reduce((sum, { file }) => sum + file.size, 0);
     this.sent = this.done = this.instances = 0;
     this.outcomes = { stored: [], skipped: [], failed: [] };
+    this.missing = []; // archives of which some files were not stored
     this.studies = new Set();
     this.stopped = false;
     this.running = new Set();
@@ -114,7 +123,7 @@ class Run {
     $("#upload-report").hidden = true;
     $("#upload-report").replaceChildren();
     $("#upload-cancel").hidden = false;
-    $("#upload-close").hidden = true;
+    $("#upload-close").hidden = $("#upload-save").hidden = true;
     this.show();
   }
 
@@ -150,8 +159,10 @@ class Run {
     }
     line.classList.add(outcome.what);
     state.textContent = outcome.what === "failed" ? "not stored" : outcome.what;
-    if (outcome.why) line.append(element("span", { class: "why" }, outcome.why));
-    this.outcomes[outcome.what].push({ path: item.path, why: outcome.why ?? "" });
+    const why = [outcome.why, outcome.details].filter(Boolean).join(": ");
+    if (why) line.append(element("span", { class: "why" }, why));
+    this.outcomes[outcome.what].push({ path: item.path, why: outcome.why ?? "", details: outcome.details ?? "" });
+    if (outcome.missing) this.missing.push({ path: item.path, why: `${count(outcome.missing, "file")} in it not stored`, details: outcome.details });
     this.done += 1;
     this.sent += item.file.size - (item.progress ?? 0);
     this.show();
@@ -180,7 +191,7 @@ class Run {
         this.running.delete(transfer);
         resolve(outcome);
       };
-      transfer.onload = () => end(this.judge(transfer));
+      transfer.onload = () => end(this.judge(transfer, type));
       transfer.onerror = () => end({ what: "failed", why: "The server could not be reached" });
       transfer.onabort = () => end({ what: "failed", why: "Stopped" });
       this.running.add(transfer);
@@ -188,7 +199,7 @@ class Run {
     });
   }
 
-  judge(transfer) {
+  judge(transfer, type) {
     let answer = {};
     try { answer = JSON.parse(transfer.responseText); } catch { /* no JSON: the status has to do */ }
     const stored = values(answer, "00081199");
@@ -200,11 +211,16 @@ class Run {
     }
     this.instances += stored.length;
     const told = (transfer.getResponseHeader("Warning") ?? "").replace(/299 \S+: /g, "");
-    if (!failed.length && stored.length) return { what: "stored", why: stored.length > 1 ? count(stored.length, "image") : "" };
-    if (stored.length) return { what: "stored", why: `${count(stored.length, "image")}; ${failed.length} not: ${told}` };
+    if (stored.length) {
+      const why = stored.length > 1 || failed.length ? count(stored.length, "image") : "";
+      return { what: "stored", why, missing: failed.length, details: failed.length ? told : "" };
+    }
     const code = Number(value(failed[0] ?? {}, "00081197"));
-    const details = code === OTHER_VERSION ? "" : told || answer.message;
-    return { what: "failed", why: [REASONS[code], details].filter(Boolean).join(": ") || `The server answered ${transfer.status}` };
+    const details = told || answer.message || `The server answered ${transfer.status} ${transfer.statusText}`.trim();
+    let why = REASONS[code] ?? STATUSES[transfer.status] ?? "The server did not take it";
+    if (/^truncated\b/.test(details)) why = CUT_OFF;
+    else if (!failed.length && transfer.status === 400 && type === "application/zip") why = "A damaged ZIP archive, or one without DICOM files";
+    return { what: "failed", why, details: code === 0x0111 ? "" : details };
   }
 
   show() {
@@ -213,44 +229,77 @@ class Run {
   }
 
   report() {
-    const { stored, skipped, failed } = this.outcomes;
+    const { stored, skipped, failed } = this.outcomes, { missing } = this;
     const left = this.files.length - this.done;
     const notes = [];
     if (this.instances) {
-      const few = this.studies.size <= 3 ? [...this.studies] : []; // of more the list behind is the better one
-      const studies = few.map((uid, at) =>
-        element("li", {}, element("a", { href: `${base}/study/${uid}` }, this.studies.size === 1 ? "Open the study" : `Open study ${at + 1}`)));
-      notes.push(this.note("good", "check", `${count(this.instances, "image")} of ${count(this.studies.size, "study", "studies")} ${this.instances === 1 ? "is" : "are"} safely stored.`, studies));
+      const links = element("ul", {});
+      this.name(links);
+      notes.push(this.note("good", "check", `${count(this.instances, "image")} of ${count(this.studies.size, "study", "studies")} ${this.instances === 1 ? "is" : "are"} safely stored.`, links));
     } else if (!failed.length) notes.push(this.note("caution", "warning", "Nothing was stored: there was no DICOM file among what you chose."));
-    if (skipped.length) notes.push(this.note("", "file", `${count(skipped.length, "file")} left out, as ${skipped.length === 1 ? "it is" : "they are"} no images.`, this.grouped(skipped)));
-    if (failed.length) notes.push(this.note("bad", "warning", `${count(failed.length, "file")} could not be stored:`, this.grouped(failed)));
+    if (failed.length) notes.push(this.note("bad", "warning", `${count(failed.length, "file")} could not be stored:`, grouped(failed)));
+    if (missing.length) notes.push(this.note("caution", "warning", `${count(missing.length, "ZIP archive")} could be stored in part only:`, grouped(missing)));
     if (left) notes.push(this.note("caution", "warning", `Stopped; ${count(left, "file")} not sent. Upload the same again to go on: what is stored already is not stored twice.`));
+    if (skipped.length) notes.push(this.note("", "file", `${count(skipped.length, "file")} left out, as ${skipped.length === 1 ? "it is" : "they are"} no images:`, grouped(skipped)));
     $("#upload-report").replaceChildren(...notes);
     $("#upload-report").hidden = false;
-    $("#upload-title").textContent = failed.length || left ? "Upload finished, not everything stored" : "Upload finished";
-    $("#upload-status").textContent = `${stored.length.toLocaleString()} of ${count(this.files.length, "file")} stored`;
+    $("#upload-title").textContent = failed.length || missing.length || left ? "Upload finished, not everything stored" : "Upload finished";
+    $("#upload-status").textContent = `${figure(stored.length)} of ${count(this.files.length, "file")} stored`;
     $("#upload-progress").value = 1;
     $("#upload-cancel").hidden = true;
     $("#upload-close").hidden = false;
+    $("#upload-save").hidden = !(failed.length || missing.length || left);
+    $("#upload-save").onclick = () => this.save();
+    $("#upload-files").prepend(...$$("#upload-files .failed")); // what needs looking at comes first
+    $("#upload-files").scrollTop = 0;
     $("#upload-close").focus({ preventScroll: true });
     $("#upload-dialog").scrollTop = 0;
   }
 
-  note(kind, name, text, list = []) {
-    return element("div", { class: kind }, icon(name), element("div", {}, element("span", {}, text), list.length ? element("ul", {}, ...list) : ""));
+  note(kind, name, text, more = "") {
+    return element("div", { class: kind }, icon(name), element("div", {}, element("span", {}, text), more));
   }
 
-  grouped(items) {
-    const reasons = Map.groupBy ? Map.groupBy(items, (each) => each.why) : group(items);
-    return [...reasons].slice(0, 8).map(([why, some]) => {
-      const names = some.slice(0, 3).map((each) => each.path.split("/").pop()).join(", ");
-      return element("li", {}, `${names}${some.length > 3 ? ` and ${some.length - 3} more` : ""}: ${why}`);
-    });
+  /** Links to the studies, which get their patients' names as soon as the server has told them. */
+  async name(list) {
+    const uids = [...this.studies];
+    if (uids.length > NAMED) return;
+    const links = new Map(uids.map((uid, at) => [uid, element("a", { href: `${base}/study/${uid}` }, uids.length === 1 ? "Open the study" : `Open study ${at + 1}`)]));
+    list.append(...[...links.values()].map((link) => element("li", {}, link)));
+    try {
+      for (const row of (await search("/studies", { StudyInstanceUID: uids.join(",") })).rows) {
+        const who = [personName(row).main || "No name", date(value(row, "00080020"))].filter(Boolean).join(", ");
+        links.get(value(row, "0020000D"))?.after(" – ", element("bdi", {}, who));
+      }
+    } catch { /* the links do without names */ }
   }
+
+  /** The whole report as a text file: one line for each file that needs looking at. */
+  save() {
+    const lines = [$("#upload-title").textContent, $("#upload-status").textContent, ""];
+    for (const each of [...this.outcomes.failed, ...this.missing, ...this.outcomes.skipped]) {
+      lines.push(`${each.path}\t${[each.why, each.details].filter(Boolean).join(": ")}`);
+    }
+    save(new Blob([lines.join("\r\n")], { type: "text/plain;charset=utf-8" }), "upload report.txt");
+  }
+}
+
+/** A list of the reasons, the most frequent first, each with its files. */
+function grouped(items) {
+  const reasons = [...group(items)].sort(([, some], [, others]) => others.length - some.length);
+  return element("ul", {}, ...reasons.map(([why, some]) => {
+    const lines = some.slice(0, SHOWN).map((each) => element("li", {}, element("bdi", {}, each.path), each.details && ` – ${each.details}`));
+    if (some.length > SHOWN) lines.push(element("li", {}, `and ${figure(some.length - SHOWN)} more`));
+    const summary = some.length === 1 ? [element("bdi", {}, some[0].path.split("/").pop())] : [count(some.length, "file")];
+    return element("li", {}, element("details", {}, element("summary", {}, ...summary, `: ${why}`), element("ul", { tabindex: 0, "aria-label": why }, ...lines)));
+  }));
 }
 
 function group(items) {
   const found = new Map();
-  for (const each of items) found.set(each.why, [...(found.get(each.why) ?? []), each]);
+  for (const each of items) {
+    if (found.has(each.why)) found.get(each.why).push(each);
+    else found.set(each.why, [each]);
+  }
   return found;
 }
