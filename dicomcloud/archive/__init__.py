@@ -38,6 +38,7 @@ from ..dicom.pixel_data import (
     transcode,
     transcode_file,
     transcode_frame_of_file,
+    transcode_frame_to_file,
 )
 from ..dicom.processing import Processor
 from ..dicom.rendered_files import ImageFile, holds_up
@@ -394,21 +395,42 @@ class Archive:
     def _begin_open_as(self, row: InstanceRow, transfer_syntax: str) -> _Pending[BinaryIO]:
         if not _is_pixel_work(row.transfer_syntax, transfer_syntax):
             return _Pending(lambda: self._open_converted(row, transfer_syntax))
-        key = f"{row.file_key} {transfer_syntax}"
+        return self._begin_made(
+            row,
+            f"{row.file_key} {transfer_syntax}",
+            lambda: self._open_converted(row, transfer_syntax),
+            transcode_file,
+            transfer_syntax,
+        )
+
+    def _begin_made(
+        self,
+        row: InstanceRow,
+        key: str,
+        otherwise: Callable[[], BinaryIO],
+        make: Callable[..., None],
+        *arguments: object,
+    ) -> _Pending[BinaryIO]:
+        """The file that `make(open_source, path, *arguments)` writes in a codec process, or that of the cache.
+
+        `otherwise` is tried when it could not be written, or when the source or the cache was deleted just now.
+        """
         if cached := self.cache.open(key):
             return _Pending(lambda: cached, drop=cached.close)
+        try:
+            path = self.cache.spool()
+        except OSError:
+            return _Pending(otherwise)
         source = self._storage.source(row.file_key)
-        path = self.cache.spool()
-        future = self._codecs.submit(
-            transcode_file, source.open, str(path), transfer_syntax, max_inflated=self.max_inflated_bytes
-        )
+        future = self._codecs.submit(make, source.open, str(path), *arguments, max_inflated=self.max_inflated_bytes)
 
         def finish() -> BinaryIO:
             try:
                 future.result()
-                return self.cache.keep(path, key)
-            except FileNotFoundError:  # the file, or the cache, was deleted just now
-                return self._open_converted(row, transfer_syntax)
+                return self.cache.keep(path, key)  # before the answer: who deletes the instance after it finds it there
+            except OSError:
+                path.unlink(missing_ok=True)
+                return otherwise()
             except CannotTranscode:
                 path.unlink(missing_ok=True)  # a process that crashed has left it
                 raise
@@ -481,7 +503,8 @@ class Archive:
         """
         if not frames.encapsulated and not (_is_plain(row) and frames.on_byte_boundaries):
             if _is_deflated(row):
-                return self.frame_as(row, frames, number, EXPLICIT_VR_LITTLE_ENDIAN)
+                with self.open_frame_as(row, frames, number, EXPLICIT_VR_LITTLE_ENDIAN) as file:
+                    return file.read()
             with self.open_file(row) as source:
                 return decode_frame(source, number)
         runs = frames.locate(number)
@@ -513,44 +536,43 @@ class Archive:
             for begin in range(start, stop, _PIECE):
                 yield self._storage.read(row.file_key, offset + begin, min(_PIECE, stop - begin))
 
-    def frame_as(self, row: InstanceRow, frames: dicom_header.Frames, number: int, transfer_syntax: str) -> bytes:
-        """The bit stream of one frame (from 1) in another transfer syntax; native in an uncompressed one.
+    def open_frame_as(
+        self, row: InstanceRow, frames: dicom_header.Frames, number: int, transfer_syntax: str
+    ) -> BinaryIO:
+        """The bit stream of one frame (from 1) in another transfer syntax, as a file; native in an uncompressed one.
 
         Raises CannotTranscode, LookupError, NotFound, Gone.
         """
         return self._begin_frame(row, frames, number, transfer_syntax).result()
 
-    def frames_as(
+    def open_frames_as(
         self, row: InstanceRow, frames: dicom_header.Frames, numbers: Iterable[int], transfer_syntax: str
-    ) -> Iterator[bytes | CannotTranscode]:
-        """`frame_as` of many, in the order of `numbers`; the next ones are worked on while one is used."""
+    ) -> Iterator[BinaryIO | CannotTranscode]:
+        """`open_frame_as` of many, in the order of `numbers`; the next ones are worked on while one is used."""
         return self._ahead(self._begin_frame(row, frames, number, transfer_syntax) for number in numbers)
 
     def _begin_frame(
         self, row: InstanceRow, frames: dicom_header.Frames, number: int, transfer_syntax: str
-    ) -> _Pending[bytes]:
-        key = f"{row.file_key} {number} {transfer_syntax}"
-        cached = self.cache.read(key)
-        if cached is not None:
-            return _Pending(lambda: cached)
-        future = self._codecs.submit(
-            transcode_frame_of_file,
-            self._storage.source(row.file_key).open,
-            number,
-            transfer_syntax,
-            frames.pack(),
-            max_inflated=self.max_inflated_bytes,
-        )
+    ) -> _Pending[BinaryIO]:
+        packed = frames.pack()
 
-        def finish() -> bytes:
+        def in_memory() -> BinaryIO:
+            source = self._storage.source(row.file_key)
             try:
-                frame = future.result()
+                frame = self._codecs.submit(
+                    transcode_frame_of_file,
+                    source.open,
+                    number,
+                    transfer_syntax,
+                    packed,
+                    max_inflated=self.max_inflated_bytes,
+                ).result()
             except FileNotFoundError:
                 self._deleted_meanwhile(row)
-            self.cache.write(key, frame)  # before the answer: who deletes the instance after it finds it there
-            return frame
+            return BytesIO(frame)
 
-        return _Pending(finish, drop=future.cancel)
+        key = f"{row.file_key} {number} {transfer_syntax}"
+        return self._begin_made(row, key, in_memory, transcode_frame_to_file, number, transfer_syntax, packed)
 
     def _ahead(self, begun: Iterator[_Pending[Result]]) -> Iterator[Result | CannotTranscode]:
         """The results in order, while as many as there are codec processes are under way."""

@@ -5,7 +5,7 @@
     transcode                    a whole file in another transfer syntax
     to_explicit_little_endian    the same, in Explicit VR Little Endian
 
-`transcode_file` and `transcode_frame_of_file` take paths: what a worker process is given. One frame after the other is
+`transcode_file` and `transcode_frame_to_file` take paths: what a worker process is given. One frame after the other is
 in memory; encoded frames wait in a temporary file until their lengths and the compression ratio are known.
 """
 
@@ -15,7 +15,8 @@ import struct
 import uuid
 import zlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -62,6 +63,7 @@ __all__ = [
     "transcode_file",
     "transcode_frame",
     "transcode_frame_of_file",
+    "transcode_frame_to_file",
 ]
 
 #: The longest value a native Pixel Data element can hold (PS3.5 7.1.1: an even 32-bit length).
@@ -137,6 +139,20 @@ def transcode_frame_of_file(
         return transcode_frame(source, number, transfer_syntax, frames=unpacked, max_inflated=max_inflated)
 
 
+def transcode_frame_to_file(
+    open_source: Callable[[], BinaryIO],
+    target_path: str,
+    number: int,
+    transfer_syntax: str,
+    frames: bytes,
+    max_inflated: int = MAX_INFLATED,
+) -> None:
+    """`transcode_frame_of_file` into a file. Where it fails it leaves none."""
+    frame = transcode_frame_of_file(open_source, number, transfer_syntax, frames, max_inflated)
+    with _new_file(target_path) as target:
+        target.write(frame)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Whole files
 
@@ -192,11 +208,17 @@ def transcode_file(
     open_source: Callable[[], BinaryIO], target_path: str, transfer_syntax: str, max_inflated: int = MAX_INFLATED
 ) -> None:
     """`transcode` for a worker process. Where it fails it leaves no file at `target_path`."""
+    with open_source() as source, _new_file(target_path) as target:
+        transcode(source, target, transfer_syntax, max_inflated=max_inflated)
+
+
+@contextmanager
+def _new_file(path: str) -> Iterator[BinaryIO]:
     try:
-        with open_source() as source, open(target_path, "wb") as target:
-            transcode(source, target, transfer_syntax, max_inflated=max_inflated)
+        with open(path, "wb") as file:
+            yield file
     except BaseException:
-        Path(target_path).unlink(missing_ok=True)
+        Path(path).unlink(missing_ok=True)
         raise
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from hashlib import blake2b
-from io import BufferedReader
+from io import SEEK_END, BufferedReader
 from typing import BinaryIO, TypeVar, cast
 
 import orjson
@@ -33,6 +33,7 @@ OCTET_STREAM = "application/octet-stream"
 EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 AS_STORED = "*"
 CACHE_CONTROL = "private, no-cache"
+_SMALL = 1 << 16  # bytes
 
 Answer = TypeVar("Answer")
 
@@ -48,10 +49,10 @@ class Source:
     ) -> None:
         self.pieces = pieces
         self.close = close
-        self._size = size
+        self.size = size
 
     def __iter__(self) -> Iterator[Chunk]:
-        return self.pieces(0, self._size)
+        return self.pieces(0, self.size)
 
     def cut(self, first: int, end: int) -> Source:
         """The bytes from `first` to `end`."""
@@ -83,6 +84,22 @@ class Source:
         def pieces(first: int, end: int) -> Iterator[Chunk]:
             with file:
                 yield FileSpan(file, offset + first, end - first)
+
+        return cls(pieces, size, file.close)
+
+    @classmethod
+    def of_open_file(cls, file: BinaryIO, *, spans: bool) -> Source:
+        """All of an open file; with `spans` for a server that takes them, in one piece with what is around it if small.
+
+        Closes the file when it has been sent, or is not.
+        """
+        size = file.seek(0, SEEK_END)
+        if spans and size > _SMALL and isinstance(file, BufferedReader):
+            return cls.of_span(file, 0, size)
+
+        def pieces(first: int, end: int) -> Iterator[Chunk]:
+            file.seek(first)
+            yield from read_in_pieces(file, end - first)
 
         return cls(pieces, size, file.close)
 

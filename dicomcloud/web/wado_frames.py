@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Final
+from typing import BinaryIO, Final
 
 from flask import Response, request
 
@@ -199,15 +199,17 @@ def frame_parts(
     if target is None:
         return chain([part_as_stored(numbers[0])], map(part_as_stored, numbers[1:]))
 
-    def transcoded(results: Iterator[bytes | CannotTranscode]) -> Iterator[OutgoingPart]:
+    def transcoded(results: Iterator[BinaryIO | CannotTranscode]) -> Iterator[OutgoingPart]:
         for number, frame in zip(numbers, results, strict=True):
             if isinstance(frame, CannotTranscode):
                 yield part(number, stored, archive.read_frame(row, frames, number))
             else:
-                yield part(number, wanted, frame)
+                source = Source.of_open_file(frame, spans=spans)
+                headers = {"Content-Type": wanted, "Content-Location": locations[number]}
+                yield OutgoingPart(headers, source.size, source)
 
     wanted = _content_type(row, frames, target)
-    results = archive.frames_as(row, frames, numbers, target)
+    results = archive.open_frames_as(row, frames, numbers, target)
     found = next(results)
     if isinstance(found, CannotTranscode) and target != EXPLICIT_LITTLE_ENDIAN:
         raise Unattainable([target])

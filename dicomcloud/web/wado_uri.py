@@ -173,7 +173,8 @@ def _send_data(row: InstanceRow, kind: str, asked: UriRendering) -> Response:
         _, frames = archive.frames(row.study_uid, row.series_uid, row.sop_uid)
         if frames is None:
             raise NotAcceptable("The object has no pixel data, thus no application/octet-stream")
-        data = archive.frame_as(row, frames, asked.frame or 1, EXPLICIT_LITTLE_ENDIAN)
+        with archive.open_frame_as(row, frames, asked.frame or 1, EXPLICIT_LITTLE_ENDIAN) as file:
+            data = file.read()
     else:
         _, document = current_service().archive.document(row.study_uid, row.series_uid, row.sop_uid)
         document = with_bulk_data_urls(document, service_url())

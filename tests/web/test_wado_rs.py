@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -514,6 +515,31 @@ def test_frames_of_single_bits_each_begin_with_a_byte(client: FlaskClient) -> No
     assert client.get(f"{url}/bulkdata/7FE00010", headers={"Accept": "application/octet-stream"}).data[:10] == packed
 
 
+def test_frames_are_decoded_where_the_cache_cannot_be_written(client: FlaskClient, tmp_path: Path) -> None:
+    dataset = make_large()
+    pixels = dataset.PixelData
+    (url,) = store(client, encoded(dataset, JPEG2000Lossless))
+    cache = tmp_path / "data" / "cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    cache.write_bytes(b"no folder")
+    for _ in range(2):
+        ((_, frame),) = split(client.get(f"{url}/frames/1"))
+        assert frame == pixels
+
+
+def test_decoded_frames_come_whole_alone_and_in_ranges_from_the_cache_too(client: FlaskClient) -> None:
+    dataset = make_large(NumberOfFrames=3)
+    dataset.PixelData = pixels = dataset.PixelData * 3
+    (url,) = store(client, encoded(dataset, RLELossless))
+    accept = {"Accept": "application/octet-stream"}
+    for _ in range(2):
+        assert b"".join(data for _, data in split(client.get(f"{url}/frames/1,2,3"))) == pixels
+        assert client.get(f"{url}/frames/2", headers=accept).data == pixels[:8192]
+        assert client.head(f"{url}/frames/2", headers=accept).headers["Content-Length"] == "8192"
+        ranged = client.get(f"{url}/frames/2", headers={**accept, "Range": "bytes=10-19"})
+        assert (ranged.status_code, ranged.data) == (206, pixels[10:20])
+
+
 def test_a_file_that_was_deleted_since_the_index_was_asked_is_gone(client: FlaskClient, archive: Archive) -> None:
     (url,) = store(client, encoded(make_large(), JPEG2000Lossless))
     uids = url.split("/")[3::2]
@@ -523,7 +549,7 @@ def test_a_file_that_was_deleted_since_the_index_was_asked_is_gone(client: Flask
     for read in (
         lambda: archive.open_file(row),
         lambda: archive.read_frame(row, frames, 1),
-        lambda: archive.frame_as(row, frames, 1, ExplicitVRLittleEndian),
+        lambda: archive.open_frame_as(row, frames, 1, ExplicitVRLittleEndian),
         lambda: archive.open_as(row, RLELossless),
     ):
         with pytest.raises(Gone):
