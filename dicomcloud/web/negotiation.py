@@ -44,6 +44,7 @@ _ALIASES = {
     "image/x-jls": "image/jls",
     "image/x-dicom-rle": "image/dicom-rle",
     "image/jhc": "image/jphc",
+    "video/mpeg2": "video/mpeg",
 }
 # Types that are of one kind only (8.7.3, 8.7.4). JPEG 2000, video and others are both, depending on the resource.
 _DICOM_TYPES = {"application/dicom", "application/dicom+json", "application/dicom+xml"}
@@ -111,7 +112,7 @@ class _Range:
         main, _, subtype = self.kind.partition("/")
         if subtype == "*":
             return offer.media_type.startswith(main + "/")
-        return self.kind == offer.media_type
+        return self.kind == offer.media_type.lower()  # video/H265
 
     def choice(self, offer: Offer) -> Choice | None:
         """The offer in the transfer syntax that this range asks for; None when it cannot be had (8.7.8.2)."""

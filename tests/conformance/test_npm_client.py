@@ -16,9 +16,10 @@ import pytest
 import requests
 from PIL import Image
 from pydicom.encaps import generate_frames
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import HEVCMP51, MPEG2MPML, MPEG4HP41, ExplicitVRLittleEndian, generate_uid
 
 from tests.data import make_dataset, make_file, pydicom_files
+from tests.dicom.test_pixel_data import image_file
 
 HERE = Path(__file__).resolve().parent / "npm"
 
@@ -218,6 +219,42 @@ def test_a_window_and_a_quality_reach_the_picture(call: Call, native: pydicom.Da
         assert len(hard.getcolors() or ()) < len(soft.getcolors() or ())
     low, high = (picture("retrieveInstanceRendered", "image/jpeg", quality=quality) for quality in (5, 95))
     assert len(low) < len(high)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "media_type"),
+    [
+        (MPEG2MPML, "video/mpeg"),
+        (MPEG4HP41, "video/mp4"),
+        (HEVCMP51, "video/H265"),
+        (MPEG4HP41, "video/*"),
+    ],
+)
+def test_a_film_comes_as_it_is_stored(server: Any, call: Call, tmp_path: Path, syntax: str, media_type: str) -> None:
+    film = b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 8
+    made = make_dataset(PatientID="FILM")
+    own = {name: made[name].value for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")}
+    pixel = {"SamplesPerPixel": 3, "BitsAllocated": 8, "BitsStored": 8, "PlanarConfiguration": 0}
+    pixel["PhotometricInterpretation"], pixel["NumberOfFrames"] = "YBR_PARTIAL_420", 50
+    (tmp_path / "1.dcm").write_bytes(image_file(syntax, [film], **own, **pixel))
+    dataset = _stored(server, tmp_path / "1.dcm")
+    assert picture_of(call("retrieveInstanceRendered", mediaTypes=[{"mediaType": media_type}], **uids(dataset))) == film
+    (metadata,) = call("retrieveInstanceMetadata", **uids(dataset))
+    assert call("retrieveBulkData", BulkDataURI=metadata["7FE00010"]["BulkDataURI"]) == [film]
+
+
+def test_frames_of_a_film_are_refused_with_the_reason(server: Any, node: Call) -> None:
+    made = make_dataset()
+    own = {name: made[name].value for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")}
+    file = image_file(MPEG2MPML, [bytes(512)], **own, NumberOfFrames=50)
+    requests.post(f"{server.root}/studies", data=file, headers={"Content-Type": "application/dicom"}, timeout=60)
+    asked = [{"mediaType": "video/mpeg2", "transferSyntaxUID": MPEG2MPML}]
+    outcome = node(server.root, "retrieveInstanceFrames", frameNumbers=[1], mediaTypes=asked, **uids(made))
+    assert outcome["status"] == 400
+    path = "studies/{StudyInstanceUID}/series/{SeriesInstanceUID}/instances/{SOPInstanceUID}".format(**own)
+    accept = {"Accept": outcome["sent"][0]["accept"]}
+    answer = requests.get(f"{server.root}/{path}/bulkdata/7FE00010", headers=accept, timeout=60)
+    assert (answer.status_code, b"video/mpeg; transfer-syntax" in answer.content) == (200, True)
 
 
 def test_a_report_comes_as_a_page_and_as_text(server: Any, call: Call) -> None:

@@ -26,6 +26,7 @@ JSON = Offer("application/dicom+json")
 XML_PARTS = Offer("application/dicom+xml", multipart=True)
 XML = Offer("application/dicom+xml")
 JPG, GIF, PNG, PDF = Offer("image/jpeg"), Offer("image/gif"), Offer("image/png"), Offer("application/pdf")
+H265, MPEG = Offer("video/H265"), Offer("video/mpeg")
 
 STUDY = (DICOM_PARTS,)
 INSTANCE = (DICOM_PARTS, DICOM)
@@ -88,6 +89,9 @@ HEADERS = [
     ("8.6.1.2, no type, nothing in parts", (JSON,), RELATED, Choice(JSON)),
     ("8.6.1.2, in parts or not", STORE, IN_XML, Choice(XML_PARTS)),
     ("8.6.1.2, in parts or not", STORE, "application/dicom+xml", Choice(XML)),
+    ("8.7.3, a type with capitals", (H265,), "video/H265", Choice(H265)),
+    ("8.7.3, in any case", (H265,), "VIDEO/h265", Choice(H265)),
+    ("8.7.3, a former name", (MPEG,), "video/mpeg2", Choice(MPEG)),
     # 8.7.8.1: selection
     ("8.7.8.1, order among equals", METADATA, f"{IN_XML}, application/dicom+json", Choice(XML_PARTS)),
     ("8.7.8.1, order among equals", RENDERED, "image/png, image/gif", Choice(PNG)),
