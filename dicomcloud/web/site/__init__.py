@@ -70,11 +70,13 @@ def study_page(study: str) -> Response:
 def _page(template: str, **values: object) -> Response:
     """A page for the caller: what they may not do is not on it."""
     service, caller = current_service(), current_caller()
+    guest = caller.method == "share link"
     return page(
         template,
         root=service.root,
         version=__version__,
-        account=caller.name if service.authentication else "",
+        account=("Shared with you" if guest else caller.name) if service.authentication else "",
+        guest=guest,
         logged_in=caller.method == "session",
         csrf=current_csrf_token() if caller.method in ("session", "share link") else "",
         may_store=caller.may(Permission.STORE),
@@ -99,6 +101,7 @@ def page(template: str, **values: object) -> Response:
 
 _TITLES: Final = {
     400: "This address is not right",
+    401: "This cannot be opened",
     403: "This is not for you to see",
     404: "There is nothing here",
     406: "It cannot be shown in a browser",

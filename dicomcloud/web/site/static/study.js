@@ -224,7 +224,7 @@ async function remove(url, what, whole) {
   }
 }
 
-$("#share").addEventListener("click", () => {
+$("#share")?.addEventListener("click", () => {
   const address = new URL(`${base}/study/${study}`, location.href).href;
   $("#share-link").value = address;
   replaced = null;
