@@ -28,6 +28,7 @@ from ..dicom import metadata
 from ..dicom.codecs import ImagePixel, encoded, get_codecs_ready
 from ..dicom.damaged import read_damaged_value
 from ..dicom.deidentification import CannotDeidentify, Deidentifier
+from ..dicom.pixel_cleaning import is_at_risk
 from ..dicom.pixel_data import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     TRANSFER_SYNTAXES,
@@ -42,6 +43,8 @@ from ..dicom.pixel_data import (
 )
 from ..dicom.processing import Processor
 from ..dicom.rendered_files import ImageFile, holds_up
+from ..dicom.rendering import encode, thumbnail
+from ..dicom.rendering_parameters import Viewport
 from ..dicom.stored_image import MAX_PIXELS
 from ..dicom.workers import CodecPool
 from ..errors import Conflict, DicomWebError, Gone, NotFound, Unavailable
@@ -476,6 +479,25 @@ class Archive:
         document = orjson.dumps(_without_bulk_data(header.attributes))
         self.cache.write(key, document)
         return document
+
+    def deidentified_preview(self, row: InstanceRow, frame: int, side: int) -> bytes:
+        """A JPEG of a frame (from 1) of the de-identified copy, `side` × `side` pixels at most, nothing drawn upon it.
+
+        Raises CannotDeidentify, also for an image in which text may be burned, CannotTranscode, CannotRender, NotFound,
+        Gone.
+        """
+        key = f"{row.file_key} deidentified {self._retrieve_deidentifier().fingerprint} preview {frame} {side}"
+        if (kept := self.cache.read(key)) is not None:
+            return kept
+        attributes = orjson.loads(self.deidentified_document(row))
+        about = {"modality": "Modality", "sop_class": "SOPClassUID", "burned_in": "BurnedInAnnotation"}
+        if is_at_risk({name: metadata.text(attributes, keyword) for name, keyword in about.items()}):
+            raise CannotDeidentify("Text may be burned into the pixels: there is no preview.")
+        with self.open_deidentified(row, EXPLICIT_VR_LITTLE_ENDIAN) as copy:
+            picture = thumbnail(copy, frame, Viewport(side, side), max_pixels=self.max_image_pixels)
+        jpeg = encode(picture, "image/jpeg")
+        self.cache.write(key, jpeg)
+        return jpeg
 
     def _retrieve_deidentifier(self) -> Deidentifier:
         if self._deidentify_on_retrieve is None:

@@ -465,6 +465,7 @@ def test_logging_in_and_sharing_are_accessible(
     check(page, installed)
     page.goto(page.locator("#share-link").input_value())
     expect(page.get_by_role("heading", name="De-identified study")).to_be_visible()
+    expect(page.get_by_role("img", name="Series 1")).to_be_visible()
     check(page, installed)
     assert page.complaints == []
 

@@ -73,7 +73,7 @@ def store(client: FlaskClient, who: str = "administrator", **attributes: Any) ->
 # Route by route: what is expected of each, by path and method. A route that is not here is for administrators.
 
 EXPECTED: list[tuple[str, str, Permission]] = [
-    ("GET", r"/|/study/<study>|/site/summary\.json|/viewer(/<name>)?", Permission.READ),
+    ("GET", r"/|/study/<study>(/preview/<number>)?|/site/summary\.json|/viewer(/<name>)?", Permission.READ),
     ("GET", r"/site/(<name>|dictionary\.json)", Permission.PUBLIC),
     ("GET", r"/healthz|/readyz|/openapi\.json|/swagger(/assets/<name>)?", Permission.PUBLIC),
     ("GET", r"/login(/elsewhere|/callback)?|/logout/elsewhere|/session|/share/<token>", Permission.PUBLIC),
@@ -91,7 +91,10 @@ EXPECTED: list[tuple[str, str, Permission]] = [
 
 
 #: Of what is for readers, that of which a de-identified copy is given.
-COPIES = r"/(dicomweb|api|wadors)/studies/<study>(/series/<series>(/instances/<instance>)?)?(/metadata)?|/study/<study>"
+COPIES = (
+    r"/(dicomweb|api|wadors)/studies/<study>(/series/<series>(/instances/<instance>)?)?(/metadata)?"
+    r"|/study/<study>(/preview/<int:number>)?"
+)
 
 
 def expected(method: str, rule: Rule) -> Permission:
@@ -408,6 +411,9 @@ def test_copies_of_studies_series_and_instances_say_nothing_of_the_patient(door:
     page = door.get(f"/study/{uids['study']}", headers=who)
     assert "1 image in 1 series" in page.text
     assert "Secret" not in page.text
+    assert uids["series"] not in page.text
+    preview = door.get(f"/study/{uids['study']}/preview/1", headers=who)
+    assert (preview.status_code, preview.mimetype) == (200, "image/jpeg")
     for path in (
         f"{study}/rendered",
         f"{instance}/frames/1",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pydicom
 import pytest
 from flask.testing import FlaskClient
+from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomcloud.archive import Archive
@@ -90,6 +92,26 @@ def test_pixels_that_may_name_the_patient_are_not_given_away(client: FlaskClient
     answer = client.get("/wado", query_string=query)
     assert answer.status_code == 406
     assert answer.json["message"]
+
+
+def test_a_preview_is_the_copy_drawn_small_and_only_where_no_text_is_burned_in(client: FlaskClient) -> None:
+    bright = np.full((16, 16), 4000, "<u2")
+    bright[:8] = 0
+    window = {"WindowCenter": 2000, "WindowWidth": 4000, "PixelData": bright.tobytes()}
+    dataset = make_dataset(**window)
+    same = {"StudyInstanceUID": dataset.StudyInstanceUID}
+    captured = make_dataset(**same, **window, SOPClassUID="1.2.840.10008.5.1.4.1.1.7", Modality="OT")
+    named = make_dataset(**same, **window, BurnedInAnnotation="YES")
+    for each in (dataset, captured, named):
+        client.post("/dicomweb/studies", data=make_file(each), content_type="application/dicom")
+    answers = [client.get(f"/study/{dataset.StudyInstanceUID}/preview/{number}") for number in (1, 2, 3, 4, 0)]
+    assert sorted(answer.status_code for answer in answers) == [200, 404, 404, 406, 406]
+    (shown,) = (answer for answer in answers if answer.status_code == 200)
+    picture = np.asarray(Image.open(BytesIO(shown.data)).convert("L"))
+    assert picture[: len(picture) // 3].max() < 20
+    assert picture[-len(picture) // 3 :].min() > 235
+    client.delete(f"/dicomweb/studies/{dataset.StudyInstanceUID}")
+    assert client.get(f"/study/{dataset.StudyInstanceUID}/preview/1").status_code == 410
 
 
 def test_a_deidentified_copy_is_made_once_and_goes_with_the_instance(client: FlaskClient, archive: Archive) -> None:

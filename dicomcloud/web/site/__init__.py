@@ -19,7 +19,12 @@ from flask import Blueprint, Response, render_template, request
 
 from ... import __version__
 from ...access import Permission
+from ...archive import InstanceRow
 from ...dicom.attributes import attribute_names
+from ...dicom.deidentification import CannotDeidentify
+from ...dicom.pixel_data import CannotTranscode
+from ...dicom.stored_image import CannotRender
+from ...errors import NotAcceptable, NotFound
 from ..assets import send_asset
 from ..auth import current_caller, current_csrf_token, needs, sees_copies_only
 from ..ohif_viewer import is_installed
@@ -29,6 +34,8 @@ blueprint = Blueprint("site", __name__, template_folder="templates")
 
 _STATIC: Final = Path(__file__).parent / "static"
 _DAYS: Final = 14  # of the activity summary
+_PREVIEW: Final = 256  # pixels, the longer side of a de-identified preview
+_TRIED: Final = 3  # images of a series, for one that may be shown
 
 #: Nothing but this server's own files and answers; no script or style in the page itself.
 CONTENT_SECURITY_POLICY: Final = "; ".join(
@@ -65,6 +72,33 @@ def study_page(study: str) -> Response:
         many = {"images": len(images), "series": len({image.series_uid for image in images})}
         return _page("copies.html", title="De-identified study", study=study, only_copies=True, **many)
     return _page("study.html", title="Study", study=study)
+
+
+@blueprint.route("/study/<study>/preview/<int:number>")
+@needs(Permission.DEIDENTIFIED)
+def deidentified_preview(study: str, number: int) -> Response:
+    """A picture out of the de-identified copies of a series, the first of which is 1.
+
+    The series are counted, not named: their UIDs are not for who sees copies only.
+    """
+    check_uids(study=study)
+    archive = current_service().archive
+    series: dict[str, list[InstanceRow]] = {}
+    for row in archive.instances(study):
+        series.setdefault(row.series_uid, []).append(row)
+    if not 1 <= number <= len(series):
+        raise NotFound(f"The study has {len(series)} series")
+    images = [row for row in list(series.values())[number - 1] if row.number_of_frames]
+    middle = len(images) // 2
+    for row in [*images[middle:], *images[:middle]][:_TRIED]:
+        try:
+            picture = archive.deidentified_preview(row, (row.number_of_frames + 1) // 2, _PREVIEW)
+        except (CannotDeidentify, CannotTranscode, CannotRender):
+            continue
+        response = Response(picture, mimetype="image/jpeg")
+        response.headers["Cache-Control"] = "private, no-cache"
+        return response
+    raise NotAcceptable("There is no picture of this series that may be shown")
 
 
 def _page(template: str, **values: object) -> Response:
