@@ -192,5 +192,7 @@ def test_the_study_browser_offers_the_viewer_only_where_there_is_one(make_app: A
     client = make_app().test_client()
     assert client.get("/viewer/").status_code == 404
     assert "/viewer/viewer?" not in client.get("/study/1.2").text
+    assert "python -m dicomcloud viewer install" in client.get("/").text
     viewer.install(client.application.extensions["dicomcloud"].viewer_folder, built)
     assert 'href="/viewer/viewer?StudyInstanceUIDs=1.2"' in client.get("/study/1.2").text
+    assert "viewer install" not in client.get("/").text

@@ -266,6 +266,20 @@ def test_the_picture_follows_window_and_image(server: Any, new_page: NewPage, st
     assert page.complaints == []
 
 
+def test_a_finger_turns_to_the_next_image(server: Any, new_page: NewPage, study: Any) -> None:
+    page = new_page(viewport={"width": 390, "height": 844}, has_touch=True)
+    open_study(page, server, study)
+    swipe = """(stage, [from, to]) => {
+      const finger = {pointerId: 7, pointerType: "touch", isPrimary: true, bubbles: true, clientY: 400};
+      const at = (clientX) => ({...finger, clientX});
+      stage.dispatchEvent(new PointerEvent("pointerdown", at(from)));
+      stage.dispatchEvent(new PointerEvent("pointerup", at(to)));
+    }"""
+    for swiped, shown in (([300, 100], "2 of 3"), ([100, 300], "1 of 3"), ([200, 190], "1 of 3")):
+        page.locator("#stage").evaluate(swipe, swiped)
+        expect(page.locator("#instance-place")).to_have_text(shown)
+
+
 def test_frames_are_stepped_through_and_played(server: Any, new_page: NewPage) -> None:
     frames = np.stack([np.full((16, 16), 400 * number, "<u2") for number in range(1, 6)])
     dataset = make_dataset(NumberOfFrames=5, PixelData=frames.tobytes(), FrameTime=20, WindowCenter=1000)
@@ -315,6 +329,20 @@ def test_a_study_is_downloaded_in_every_form(server: Any, new_page: NewPage, stu
     copies = [pydicom.dcmread(BytesIO(archive.read(name))) for name in archive.namelist()]
     assert (len(copies), {copy.PatientIdentityRemoved for copy in copies}) == (3, {"YES"})
     assert "Bertha" not in str(copies[0])
+
+
+def test_what_cannot_be_deidentified_is_left_out_and_told_of(server: Any, new_page: NewPage, study: Any) -> None:
+    same = {"StudyInstanceUID": study.StudyInstanceUID, "Modality": "OT", "SeriesNumber": 9}
+    store(server, make_file(**same, BurnedInAnnotation="YES"))
+    page = new_page()
+    open_study(page, server, study)
+    archive = zipfile.ZipFile(BytesIO(download(page, "De-identified (ZIP)")))
+    assert archive.namelist() == [f"DICOM/S000001/I00000{number}" for number in (1, 2, 3)]
+    told = page.locator("#alerts")
+    expect(told).to_contain_text("1 image left out")
+    expect(told).to_contain_text("Text may be burned into the pixels")
+    expect(page.get_by_text("De-identifying")).to_have_count(0)
+    assert page.complaints == []
 
 
 def test_nothing_is_deleted_without_a_yes(server: Any, new_page: NewPage, study: Any) -> None:

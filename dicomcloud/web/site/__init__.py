@@ -115,6 +115,7 @@ def _page(template: str, **values: object) -> Response:
         csrf=current_csrf_token() if caller.method in ("session", "share link") else "",
         may_store=caller.may(Permission.STORE),
         may_delete=caller.may(Permission.DELETE),
+        may_install=caller.may(Permission.ADMINISTER),
         may_share=service.authentication is not None and caller.may(Permission.SHARE),
         most_hours=service.share_max_hours,
         viewer=is_installed(),

@@ -1,7 +1,7 @@
 // Downloads: links to the server's own answers, and a ZIP archive of de-identified instances that is put together here.
 
 import { count, deidentifiedUrl, instanceUrl, request, searchAll, seriesUrl, studyUrl, value } from "./api.js";
-import { alert, element, menuItem, save, toast } from "./page.js";
+import { alert, element, menuItem, save, toast, working } from "./page.js";
 import { kindOf } from "./picture.js";
 import { Zip } from "./zip.js";
 
@@ -43,22 +43,40 @@ function fileName(series, instance) {
   return [series.modality || "image", series.number, instance.number].filter((part) => part !== null && part !== "").join("-");
 }
 
+/** De-identify one instance after the other. One that cannot be (text may be burned into it) is left out, and told of. */
 async function deidentified(study, chosen) {
+  const progress = working("De-identifying");
+  const zip = new Zip(), reasons = new Set();
+  let left = 0;
   try {
-    const zip = new Zip();
-    toast("De-identifying …");
+    for (const series of chosen) series.copies = await instancesOf(study, series);
+    const all = chosen.reduce((sum, series) => sum + series.copies.length, 0);
     for (const [place, series] of chosen.entries()) {
-      const rows = series.instances ?? (await searchAll(`/studies/${study}/series/${series.uid}/instances`));
-      for (const [at, row] of rows.entries()) {
-        const uid = row.uid ?? value(row, "00080018");
-        const answer = await request(deidentifiedUrl(study, series.uid, uid));
-        const folder = `S${String(place + 1).padStart(6, "0")}`;
-        zip.add(`DICOM/${folder}/I${String(at + 1).padStart(6, "0")}`, new Uint8Array(await answer.arrayBuffer()));
+      for (const [at, uid] of series.copies.entries()) {
+        try {
+          const answer = await request(deidentifiedUrl(study, series.uid, uid));
+          const folder = `S${String(place + 1).padStart(6, "0")}`;
+          zip.add(`DICOM/${folder}/I${String(at + 1).padStart(6, "0")}`, new Uint8Array(await answer.arrayBuffer()));
+        } catch (error) {
+          if (error.status !== 406) throw error;
+          left += 1;
+          reasons.add(error.message);
+        }
+        progress.step(zip.size + left, all);
       }
     }
-    save(zip.blob(), "deidentified.zip");
-    toast(`${count(zip.size, "image")} de-identified.`);
+    if (zip.size) save(zip.blob(), "deidentified.zip");
+    if (zip.size) toast(`${count(zip.size, "image")} de-identified.`);
+    if (left) alert(`${count(left, "image")} left out: ${[...reasons].join(" ")}`);
   } catch (error) {
     alert(`The study was not de-identified: ${error.message}`);
+  } finally {
+    progress.end();
   }
+}
+
+async function instancesOf(study, series) {
+  if (series.instances) return series.instances.map((instance) => instance.uid);
+  const rows = await searchAll(`/studies/${study}/series/${series.uid}/instances`);
+  return rows.map((row) => value(row, "00080018"));
 }

@@ -1,6 +1,6 @@
 // What every page has: theme, menus, messages, the question before something is deleted, keyboard shortcuts.
 
-import { base } from "./api.js";
+import { base, figure } from "./api.js";
 
 export const $ = (selector, within = document) => within.querySelector(selector);
 export const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
@@ -55,6 +55,17 @@ export function toast(text) {
   const message = element("div", { class: "toast" }, icon("check"), text);
   $("#toasts").append(message);
   setTimeout(() => message.remove(), 5000);
+}
+
+/** A message that stays while something goes on: {step(done, all)} counts in it, {end()} takes it away. */
+export function working(text) {
+  const counter = element("span", { "aria-hidden": true }); // a voice for each step would be too much
+  const message = element("div", { class: "toast" }, element("span", { class: "spinner small" }), element("span", {}, `${text} …`), counter);
+  $("#toasts").append(message);
+  return {
+    step: (done, all) => { counter.textContent = `${figure(done)} of ${figure(all)}`; },
+    end: () => message.remove(),
+  };
 }
 
 /** A fault that the reader has to know of; it stays until it is closed. */

@@ -42,6 +42,7 @@ export class Picture {
       }
     }, { passive: false });
     this.dragging(stage);
+    this.swiping(stage, move);
   }
 
   /** Another series: its window and zoom begin anew. */
@@ -203,6 +204,21 @@ export class Picture {
   zoom() {
     const real = $("#stage").classList.toggle("real-size");
     $("#zoom").setAttribute("aria-pressed", String(real));
+  }
+
+  /** A finger that goes to the left or right turns to the next or previous image or frame. */
+  swiping(stage, move) {
+    let start = null;
+    stage.addEventListener("pointerdown", (event) => {
+      start = event.pointerType === "touch" && event.isPrimary && !stage.classList.contains("real-size") ? event : null;
+    });
+    stage.addEventListener("pointerup", (event) => {
+      if (!start || event.pointerId !== start.pointerId) return;
+      const across = event.clientX - start.clientX, down = event.clientY - start.clientY;
+      if (Math.abs(across) >= 40 && Math.abs(across) > 2 * Math.abs(down)) move(-Math.sign(across));
+      start = null;
+    });
+    stage.addEventListener("pointercancel", () => { start = null; }); // the page scrolls, or two fingers zoom
   }
 
   /** Drag up and down for the center, left and right for the width, as at every workstation. */
