@@ -168,7 +168,7 @@ def _best(ranges: tuple[_Range, ...], offers: tuple[Offer, ...]) -> Choice | Non
             choice = wanted.choice(offer)
             if choice is None:
                 continue
-            names_stored = wanted.transfer_syntax is not None and choice.transfer_syntax in offer.stored
+            names_stored = wanted.transfer_syntax in (AS_STORED, *offer.stored) and bool(offer.stored)
             if (rank := (_quality(choice, ranges), names_stored)) > best_rank:
                 best, best_rank = choice, rank
     return best

@@ -131,10 +131,19 @@ _CONFIGURATION: Final = """// Written by DICOMcloud for this server and this cal
       if (own && !/^(GET|HEAD|OPTIONS)$/i.test(method)) this.setRequestHeader(server.header, server.token);
     };
   }
+  const privateImages = { // objects of private SOP classes that have pixels are shown as images, not left out
+    id: "dicomcloud.private-images",
+    preRegistration({ extensionManager }) {
+      const stack = extensionManager.getModuleEntry("@ohif/extension-default.sopClassHandlerModule.stack");
+      if (!stack) return;
+      const known = new Set(stack.sopClassUids);
+      stack.sopClassUids.includes = uid => known.has(uid) || !String(uid).startsWith("1.2.840.10008.");
+    },
+  };
   window.config = {
     name: "DICOMcloud",
     routerBasename: server.base + "/viewer",
-    extensions: [],
+    extensions: [privateImages],
     modes: [],
     customizationService: {},
     showStudyList: server.list,

@@ -111,16 +111,16 @@ def frame_offers(transfer_syntax: str, encapsulated: bool, *, alone: bool) -> tu
     Who names several transfer syntaxes gets the stored one, if it is among them.
     """
     stored = TRANSFER_SYNTAXES.get(transfer_syntax)
-    images = dict(ENCODED_AS)
+    images, kept = dict(ENCODED_AS), {} if encapsulated else {OCTET_STREAM: (EXPLICIT_LITTLE_ENDIAN,)}
     if encapsulated and stored is not None and stored.media_type != OCTET_STREAM:
         others = images.pop(stored.media_type, ())
         images = {stored.media_type: (transfer_syntax, *(uid for uid in others if uid != transfer_syntax)), **images}
-    kept = [transfer_syntax] if encapsulated else []
-    if transfer_syntax == JPEG_XL_RECOMPRESSION:  # it holds a JPEG stream
-        kept.append(JPEG_BASELINE)
+        kept[stored.media_type] = (transfer_syntax,)
+        if transfer_syntax == JPEG_XL_RECOMPRESSION:  # it holds a JPEG stream
+            kept["image/jpeg"] = (JPEG_BASELINE,)
     native = (EXPLICIT_LITTLE_ENDIAN, transfer_syntax) if encapsulated else (EXPLICIT_LITTLE_ENDIAN,)
     return tuple(
-        Offer(media_type, in_parts, syntaxes, stored=tuple(kept))
+        Offer(media_type, in_parts, syntaxes, stored=kept.get(media_type, ()))
         for in_parts in ((True, False) if alone else (True,))
         for media_type, syntaxes in {OCTET_STREAM: native, **images}.items()
     )

@@ -59,6 +59,30 @@ def test_frames_that_it_cannot_decode_come_decoded(client: FlaskClient, tail: st
     assert frame_for_the_viewer(client, file) == (OCTETS, pixels.tobytes())
 
 
+#: What its viewer of whole slides says, which names first what costs most to make.
+OF_SLIDES = ",".join(
+    f'multipart/related; type="{media_type}"; transfer-syntax={syntax}'
+    for media_type, syntax in (
+        ("image/jls", f"{ROOT}.4.80"),
+        ("image/jp2", f"{ROOT}.4.90"),
+        ("image/jpx", f"{ROOT}.4.92"),
+        ("application/octet-stream", "*"),
+        ("image/jpeg", f"{ROOT}.4.50"),
+    )
+)
+
+
+@pytest.mark.parametrize(("tail", "given"), [(".4.90", ".4.90"), (".4.50", ".4.50"), (".1", ".1"), (".4.110", ".4.80")])
+def test_tiles_of_slides_are_encoded_only_where_they_must_be(client: FlaskClient, tail: str, given: str) -> None:
+    pixels = picture(kind="u1", top=256)
+    encode = LOSSLESS | {".4.50": imagecodecs.jpeg8_encode, ".1": lambda a: a.tobytes()}
+    file = image_file(ROOT + tail, [encode[tail](pixels)], **own(BitsAllocated=8, BitsStored=8))
+    (url,) = store(client, file)
+    answer = client.get(f"{url}/frames/1", headers={"Accept": OF_SLIDES})
+    ((headers, _),) = parts(answer)
+    assert headers["Content-Type"].endswith(f"; transfer-syntax={ROOT}{given}")
+
+
 def test_uncompressed_frames_come_uncompressed(client: FlaskClient) -> None:
     dataset = make_dataset()
     assert frame_for_the_viewer(client, make_file(dataset)) == (OCTETS, dataset.PixelData)
