@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import orjson
 from flask import Response, request
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 
 from ..archive import explain
@@ -47,8 +48,15 @@ def dicom_json(body: Any, status: int = 200, headers: Mapping[str, str] | None =
     return _Ready(text, status, given)
 
 
-class _Ready(Response):
-    """An answer whose body and headers are as they are sent: nothing is copied, looked through, or to be closed."""
+class Finished(Response):
+    """An answer whose headers are as they are sent: they are not copied and looked through."""
+
+    def get_wsgi_headers(self, environ: Any) -> Headers:
+        return self.headers
+
+
+class _Ready(Finished):
+    """One whose body is there as well: nothing has to be closed."""
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         start_response(self.status, self.headers.to_wsgi_list())

@@ -23,7 +23,7 @@ from ..server import TAKES_FILE_SPANS
 from .multipart import Chunk, FileSpan, MultipartBody, OutgoingPart, read_in_pieces
 from .negotiation import Choice, Offer
 from .openapi import Blueprint
-from .responses import negotiated
+from .responses import Finished, negotiated
 from .service import current_service, service_url
 
 blueprint = Blueprint("WADO-RS", __name__, description="Retrieve (PS3.18 10.4)")
@@ -177,10 +177,9 @@ def single_part(part: OutgoingPart, etag: str, *, last_modified: datetime | None
                 else _cut(cast(Iterable[bytes], chunks), first, end)
             )
             size, status = end - first, 206
-    response = Response(cast(Iterable[bytes], _Begun(chunks)), status, direct_passthrough=True)
-    response.headers.update(headers)
     if size is not None:
-        response.headers["Content-Length"] = str(size)
+        headers["Content-Length"] = str(size)
+    response = Finished(cast(Iterable[bytes], _Begun(chunks)), status, headers, direct_passthrough=True)
     return validated(response, etag, last_modified)
 
 
@@ -241,7 +240,7 @@ def multipart(
     """The items, each a part; with their total length where `parts` is a sequence and tells it."""
     body = MultipartBody(media_type, parts)
     head = request.method == "HEAD"
-    response = Response(iter(()) if head else body, status, content_type=body.content_type, direct_passthrough=True)
+    response = Finished(iter(()) if head else body, status, content_type=body.content_type, direct_passthrough=True)
     response.headers["Content-Location"] = location
     if body.content_length is not None:
         response.headers["Content-Length"] = str(body.content_length)

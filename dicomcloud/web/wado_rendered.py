@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, Final
 
@@ -90,7 +90,7 @@ def retrieve_rendered_instance(study: str, series: str, instance: str) -> Respon
     rendering, warnings = parse_rendering(_pairs())
     types = rendered_types(row, file)
     try:
-        choice = negotiated([Offer(kind, multipart=parts) for parts in (False, True) for kind in types])
+        choice = negotiated(_offers(types))
     except NotAcceptable as error:
         raise NotAcceptable(f"{why_no_picture(row, types)}{error.message}") from None
     location = f"{instance_url(row)}/rendered"
@@ -370,6 +370,11 @@ def _send_thumbnail(row: InstanceRow, file: ImageFile, number: int, location: st
 
 
 # --------------------------------------------------------------------------------------------- what all share
+
+
+@lru_cache(maxsize=64)
+def _offers(types: tuple[str, ...]) -> tuple[Offer, ...]:
+    return tuple(Offer(kind, multipart=parts) for parts in (False, True) for kind in types)
 
 
 def _pairs() -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Final
 
 import orjson
 from flask import Response, request
+from werkzeug.urls import iri_to_uri
 
 from ..archive import ImageFile, InstanceRow
 from ..dicom.attributes import is_uid
@@ -179,7 +180,7 @@ def _send_data(row: InstanceRow, kind: str, asked: UriRendering) -> Response:
         _, document = current_service().archive.document(row.study_uid, row.series_uid, row.sop_uid)
         document = with_bulk_data_urls(document, service_url())
         data = document if kind == DICOM_JSON else native_model_xml(orjson.loads(document))
-    headers = {"Content-Type": kind, "Content-Location": request.url}
+    headers = {"Content-Type": kind, "Content-Location": iri_to_uri(request.url)}
     return single_part(OutgoingPart(headers, len(data), [data]), etag)
 
 
@@ -217,7 +218,7 @@ def _send_presented(
     rendering: Rendering = asked.rendering
     data = archive.rendered(row, file, frame_image, representative_frame(row, file.attributes), rendering, kind, state)
     response = single_part(
-        OutgoingPart({"Content-Type": kind, "Content-Location": request.url}, len(data), [data]), etag
+        OutgoingPart({"Content-Type": kind, "Content-Location": iri_to_uri(request.url)}, len(data), [data]), etag
     )
     for line in warnings:
         response.headers.add("Warning", warning(line))
