@@ -16,7 +16,7 @@ def results(folder: Path) -> list[Path]:
 
 
 def age(cache: DiskCache, key: str, seconds: float) -> None:
-    path = cache._path(key)
+    path = Path(cache._path(key))
     moment = path.stat().st_mtime - seconds
     os.utime(path, (moment, moment))
 
