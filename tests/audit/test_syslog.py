@@ -26,7 +26,7 @@ from dicomcloud.index.audit import Event
 from tests.conftest import AppMaker
 
 
-def make_certificate(folder: Path, name: str = "syslog") -> tuple[Path, Path]:
+def make_certificate(folder: Path, name: str = "syslog", address: str = "127.0.0.1") -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 and its key, as PEM files."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
@@ -39,7 +39,7 @@ def make_certificate(folder: Path, name: str = "syslog") -> tuple[Path, Path]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )

@@ -34,7 +34,8 @@ from dicomcloud.index.sql_server.connections import Address, Again, Connection, 
 from dicomcloud.index.sql_server.schema import Context, Migrator
 from dicomcloud.index.sql_server.statements import guarded, inline, literal, render
 
-_LOCK: Final = "dicomcloud: writer"
+_LOCK: Final = "dicomcloud: writer of "  # with the database: Babelfish has one space of names for all of them
+_TIMED_OUT: Final = -1  # what sp_getapplock says after BUSY_TIMEOUT
 _ROWS: Final = 250  # of one INSERT; the server takes 1,000
 _FEW: Final = 10  # rows that are inserted by a statement whose plan is kept
 _WAITING: Final = 200_000  # characters of statements that are sent together
@@ -229,18 +230,18 @@ class SqlServer(Database):
         self._pool.check()
         super().check()
 
-    @staticmethod
-    def _begin(connection: Connection) -> None:
+    def _begin(self, connection: Connection) -> None:
         """Begin a transaction once no other writer is in one."""
+        resource = literal(_LOCK + self.address.database)
         row = connection.execute(
-            f"BEGIN TRANSACTION; DECLARE @got INT; EXEC @got = sp_getapplock @Resource = N'{_LOCK}',"
+            f"BEGIN TRANSACTION; DECLARE @got INT; EXEC @got = sp_getapplock @Resource = {resource},"
             f" @LockMode = N'Exclusive', @LockOwner = N'Transaction', @LockTimeout = {BUSY_TIMEOUT * 1000}; SELECT @got"
         ).fetchone()
         got = row[0] if row else -999
-        if got == -3:
-            raise Again("The index is busy; try again later.", retry_after=5)
-        if got < 0:
+        if got == _TIMED_OUT:
             raise Unavailable("The index is busy; try again later.")
+        if got < 0:  # the victim of a deadlock, or a request that failed before its time
+            raise Again("The index is busy; try again later.", retry_after=5)
 
     @staticmethod
     def _roll_back(connection: Connection) -> None:

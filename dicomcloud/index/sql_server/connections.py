@@ -18,6 +18,7 @@ import peewee
 
 from dicomcloud.errors import Unavailable
 from dicomcloud.index.database import BUSY_TIMEOUT, ServerAway
+from dicomcloud.index.sql_server.certificate import refusal
 
 _IDLE_CHECK: Final = 30.0  # seconds after which a pooled connection is tried before it is used
 _IDLE_CLOSE: Final = 600.0
@@ -339,6 +340,9 @@ class Pool:
                 message = f"The database {self._address.database!r} cannot be opened."
             elif ("18456" in text or "Login failed" in text) and "Server is in" not in text:  # as when it starts
                 message = "The database server refuses the login."
+                self._waiting_helps = False
+            elif self._address.encryption == "require" and (refused := refusal(self._address)):
+                message = refused
                 self._waiting_helps = False
             else:
                 message = "The database server cannot be reached."
