@@ -256,9 +256,11 @@ _authorities: dict[str, str] = {}
 
 def _use_authority(address: Address) -> None:
     """Have FreeTDS verify the server's certificate: it takes the file from a configuration file only."""
-    if not address.ca:
-        return
     with _authority_lock:
+        if not address.ca:
+            if os.environ.get("FREETDSCONF") in _authorities.values():  # another address's, not the administrator's
+                del os.environ["FREETDSCONF"]
+            return
         if address.ca not in _authorities:
             ca = address.ca if address.ca == "system" else str(Path(address.ca).resolve())
             if ca != "system" and not Path(ca).is_file():
