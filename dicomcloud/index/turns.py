@@ -15,12 +15,14 @@ import os
 import random
 import sqlite3
 import time
+from contextlib import suppress
 from typing import Final
 
 logger = logging.getLogger(__name__)
 
 _PATIENCE: Final = 0.3  # seconds after which a writer wants to be the next one
 _NEXT: Final = 0.0005  # after which the next one looks again
+_NOTED: Final = 60.0  # for which a note is heeded; nobody waits longer
 _OTHERS: Final = (0.001, 0.003)  # after which the others look again, at random, so that each has the same chance
 
 
@@ -66,16 +68,19 @@ def begin(connection: Connection, path: str, seconds: float) -> None:
 
     Raises sqlite3.OperationalError (SQLITE_BUSY) when the lock is not to be had in `seconds`.
     """
-    queue = connection.queue(path)
-    if queue is None:
-        connection.execute("BEGIN IMMEDIATE")
-        return
-    now = time.monotonic()
-    until = now + seconds
+    until = time.monotonic() + seconds
     try:
-        if _begin_soon(connection, queue, now + min(seconds, _PATIENCE)):
+        if _lets_pass(connection, path, until):
+            _set_patience(connection, min(seconds, _PATIENCE))
+            if _begins(connection):
+                return
+        queue = connection.queue(path)
+        if queue is None:
+            _set_patience(connection, until - time.monotonic())
+            connection.execute("BEGIN IMMEDIATE")
             return
         _set_patience(connection, 0)
+        _note(path)
         _wait(queue, until, _OTHERS)
         try:
             _wait(connection, until, (_NEXT, _NEXT))
@@ -85,15 +90,31 @@ def begin(connection: Connection, path: str, seconds: float) -> None:
         _set_patience(connection, seconds)
 
 
-def _begin_soon(connection: sqlite3.Connection, queue: sqlite3.Connection, until: float) -> bool:
-    """Begin if nobody is the next one, and it can be done until then."""
+def _lets_pass(connection: Connection, path: str, until: float) -> bool:
+    """Wait while somebody else is the next one; False when that takes so long that one wants to be it oneself."""
+    if not _is_noted(path) or (queue := connection.queue(path)) is None:
+        return True
+    until = min(until, time.monotonic() + _PATIENCE)
     while not _begins(queue):
         if time.monotonic() > until:
             return False
         time.sleep(random.uniform(*_OTHERS))
     queue.execute("ROLLBACK")
-    _set_patience(connection, until - time.monotonic())
-    return _begins(connection)
+    return True
+
+
+def _note(path: str) -> None:
+    """Leave a note that somebody waits: the time of the file."""
+    with suppress(OSError):
+        os.utime(f"{path}-queue")
+
+
+def _is_noted(path: str) -> bool:
+    """Whether somebody may be waiting. To look at the time is much cheaper than to look at the lock."""
+    try:
+        return time.time() - os.stat(f"{path}-queue").st_mtime < _NOTED
+    except OSError:
+        return False
 
 
 def _wait(connection: sqlite3.Connection, until: float, pause: tuple[float, float]) -> None:
