@@ -186,7 +186,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc, unused-ignore]
         environ[TAKES_FILE_SPANS] = True
         del environ["wsgi.early_hints"]
         if known is not None and not environ["SCRIPT_NAME"]:
-            known.environ = environ.copy()
+            known.environ = {name: value for name, value in environ.items() if name != "wsgi.input"}
         return response, environ
 
 
@@ -243,7 +243,7 @@ class _Request(Request):  # type: ignore[misc, unused-ignore]
         if len(head) > (end := line.end() + len(known.fields)):
             unreader.unread(head[end:])
         self.__dict__.update(known.state)
-        self.known = known
+        self.known, self.unreader = known, unreader
         self.method, self.uri = line[1].decode("latin-1"), line[2].decode("latin-1")
         pieces: list[str] = self.uri.split("?", 1)
         self.path, self.query = pieces[0], pieces[1] if len(pieces) > 1 else ""
@@ -254,7 +254,8 @@ class _Request(Request):  # type: ignore[misc, unused-ignore]
         plain = self.method in ("GET", "HEAD") and self.version == (1, 1) and self.proxy_protocol_info is None
         if not plain or self._fields is None or not self._MORE_THAN_FIELDS.isdisjoint(name for name, _ in self.headers):
             return None
-        return _Known(b"\r\n" + self._fields + b"\r\n\r\n", vars(self).copy())
+        kept = {name: value for name, value in vars(self).items() if name not in ("unreader", "body")}
+        return _Known(b"\r\n" + self._fields + b"\r\n\r\n", kept)  # without what leads back to it
 
     def parse_headers(self, data: bytes, from_trailer: bool = False) -> Any:
         self._fields = data
