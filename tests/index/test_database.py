@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import shutil
@@ -151,7 +152,8 @@ def test_where_writers_cannot_take_turns_they_write_all_the_same(
     index._database.close()
     queue.unlink(missing_ok=True)
     queue.mkdir()
-    index.add([new_instance()], "reject")
+    with caplog.at_level(logging.WARNING):
+        index.add([new_instance()], "reject")
     assert index.counts()["instances"] == 1
     assert "do not take turns" in caplog.text
 
