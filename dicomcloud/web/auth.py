@@ -21,6 +21,7 @@ from flask import Flask, Request, Response, g, redirect, request
 from ..access import ANYBODY, Caller, Permission
 from ..access.authentication import Shown
 from ..access.credentials import csrf_token
+from ..audit import Actor
 from ..errors import Forbidden, NotFound, Unauthorized
 from .service import Service, client_address, comes_from_proxy, current_request, current_service, server_url
 
@@ -74,7 +75,7 @@ def current_caller() -> Caller:
     caller: Caller | None = g.get("caller")
     if caller is None:
         try:
-            caller = _caller(current_request(), current_service())
+            caller = _caller(current_request(), current_service(), g.get("actor"))
         except Unauthorized:
             caller = _NOBODY
         g.caller = caller
@@ -117,7 +118,7 @@ def guard(app: Flask, service: Service, declared: Mapping[str, Need]) -> None:
         if need.public:
             return None
         try:
-            caller = own.caller = _caller(asked, service)
+            caller = own.caller = _caller(asked, service, own.get("actor"))
         except Unauthorized:
             if _is_navigation():
                 here = request.full_path.rstrip("?")
@@ -144,16 +145,16 @@ def guard(app: Flask, service: Service, declared: Mapping[str, Need]) -> None:
         return response
 
 
-def _caller(asked: Request, service: Service) -> Caller:
+def _caller(asked: Request, service: Service, actor: Actor | None) -> Caller:
     """Raises Unauthorized, TooManyRequests, Unavailable."""
     authentication = service.authentication
     if authentication is None:
         return ANYBODY
     headers = cast(Mapping[str, str], asked.headers)  # names in any case
     cookie = asked.cookies.get(COOKIE, "") if "HTTP_COOKIE" in asked.environ else ""
-    actor = g.get("actor")
     address = actor.address if actor is not None else client_address()
-    caller = authentication.caller(Shown(headers, cookie, address, comes_from_proxy()))
+    proxied = bool(service.trusted_proxies) and comes_from_proxy()
+    caller = authentication.caller(Shown(headers, cookie, address, proxied))
     if caller is None:
         raise Unauthorized("Say who you are: log in, or send an Authorization header")
     return caller
