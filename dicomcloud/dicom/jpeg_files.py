@@ -6,6 +6,7 @@ import io
 from typing import Final
 
 import numpy
+from numpy.typing import NDArray
 from PIL import Image
 
 from .halves import LARGE, in_halves
@@ -14,6 +15,21 @@ _BLOCK: Final = 8  # rows and columns that are coded together
 _MOST_BLOCKS: Final = 0xFFFF  # of a restart interval (ISO 10918-1 B.2.4.4)
 _START_OF_FRAME, _START_OF_SCAN = 0xC0, 0xDA
 _END: Final = b"\xff\xd9"
+_LEVELS: Final = "_shared_levels"
+
+
+def grey_picture(levels: NDArray[numpy.uint8]) -> Image.Image:
+    """An image of (rows, columns) grey levels, which it shares: `jpeg_file` need not copy them."""
+    image = Image.frombuffer("L", levels.shape[::-1], levels, "raw", "L", 0, 1)
+    vars(image)[_LEVELS] = levels
+    return image
+
+
+def _levels(image: Image.Image) -> NDArray[numpy.uint8]:
+    shared: NDArray[numpy.uint8] | None = vars(image).get(_LEVELS)
+    if shared is not None and image.readonly:  # until something is drawn upon it, for which Pillow makes a copy
+        return shared
+    return numpy.asarray(image)
 
 
 def jpeg_file(image: Image.Image, quality: int, icc_profile: bytes | None) -> bytes:
@@ -29,7 +45,7 @@ def _in_strips(image: Image.Image, quality: int) -> bytes:
     """Each strip becomes a restart interval. The pixels are those of a file made at once: blocks do not overlap."""
     import imagecodecs
 
-    levels = numpy.asarray(image)
+    levels = _levels(image)
     block_rows, blocks_of_a_row = -(-image.height // _BLOCK), -(-image.width // _BLOCK)
     block_rows_of_a_strip = min(-(-block_rows // 2), _MOST_BLOCKS // blocks_of_a_row)
     strips = -(-block_rows // block_rows_of_a_strip)

@@ -26,6 +26,7 @@ from PIL import Image
 from ..errors import InvalidInstance
 from . import values
 from .header import EXPLICIT_BIG, Header, scan
+from .jpeg_files import grey_picture
 from .lut import (
     Array,
     Cells,
@@ -330,7 +331,7 @@ class StoredImage(StoredObject):
             return _painted(grey_levels(samples, cells, grayscale), _dose_colours())
         if (palette := self._supplemental_palette(number)) and samples.dtype.itemsize <= 2:
             return _from_table(samples, colour_table(cells, palette, grayscale))
-        return _grey_image(grey_levels(samples, cells, grayscale))
+        return grey_picture(grey_levels(samples, cells, grayscale))
 
     def _subtracted(self, number: int, mask: Mask, window: Window | None, grayscale: Grayscale | None) -> Image.Image:
         """A frame without what is in its mask too: the difference of the values after the modality LUT.
@@ -357,7 +358,7 @@ class StoredImage(StoredObject):
             )
         else:
             grayscale = replace(grayscale, modality=Rescale(), padding=None)
-        return _grey_image(grey_levels(difference, self.cells, grayscale))
+        return grey_picture(grey_levels(difference, self.cells, grayscale))
 
     def _mean(self, numbers: Sequence[int], modality: Rescale | LookupTable) -> Array:
         """The mean of frames, after the modality LUT."""
@@ -518,10 +519,6 @@ def _segment_colour(segment: Attributes) -> Rgb:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arrays to images
-
-
-def _grey_image(levels: Array) -> Image.Image:
-    return Image.frombuffer("L", levels.shape[::-1], levels, "raw", "L", 0, 1)
 
 
 def _rgb_image(colours: Array) -> Image.Image:

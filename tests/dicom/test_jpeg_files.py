@@ -7,10 +7,10 @@ import threading
 
 import numpy
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from dicomcloud.dicom.halves import in_halves
-from dicomcloud.dicom.jpeg_files import jpeg_file
+from dicomcloud.dicom.jpeg_files import grey_picture, jpeg_file
 
 
 def _picture(rows: int, columns: int) -> Image.Image:
@@ -88,3 +88,24 @@ def test_many_threads_that_halve_their_work_at_once_all_finish(monkeypatch: pyte
     for thread in threads:
         thread.join(30)
     assert results == [[501, 500]] * 16
+
+
+def test_what_is_done_with_a_picture_of_shared_levels_is_in_its_file() -> None:
+    levels = numpy.asarray(_picture(1200, 1000)).copy()
+
+    def grey_of(image: Image.Image, place: tuple[int, int]) -> float:
+        return float(numpy.asarray(Image.open(io.BytesIO(jpeg_file(image, 95, None))))[place])
+
+    levels[:100] = 10
+    levels[-100:] = 240
+    assert abs(grey_of(grey_picture(levels), (50, 500)) - 10) < 3
+    assert abs(grey_of(grey_picture(levels).transpose(Image.Transpose.ROTATE_180), (50, 500)) - 240) < 3
+    drawn, copied, pasted = (grey_picture(levels) for _ in range(3))
+    ImageDraw.Draw(drawn).rectangle((0, 0, 999, 99), fill=120)
+    copied = copied.copy()
+    copied.putpixel((0, 0), 0)
+    pasted.paste(120, (0, 0, 1000, 100))
+    assert abs(grey_of(drawn, (50, 500)) - 120) < 3
+    assert abs(grey_of(copied, (1150, 500)) - 240) < 3
+    assert abs(grey_of(pasted, (50, 500)) - 120) < 3
+    assert levels[50, 500] == 10
