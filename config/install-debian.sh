@@ -37,7 +37,7 @@ target=/opt/dicomcloud
 settings=/etc/dicomcloud/dicomcloud.toml
 data=/var/lib/dicomcloud
 say() { echo "== $*"; }
-as_service() { (umask 027; cd "$target" && runuser -u dicomcloud -- env DICOMCLOUD_CONFIG=$settings "$target/.venv/bin/python" -m dicomcloud "$@"); }
+as_service() { sh "$target/config/dicomcloud.sh" "$@"; }
 
 say "Packages"
 export DEBIAN_FRONTEND=noninteractive
@@ -58,7 +58,7 @@ install -d -m 0750 -o root -g dicomcloud /etc/dicomcloud
 
 if [ -n "$upgrade" ] && [ -d $target/dicomcloud ]; then
   say "Backup of index and program before the upgrade"
-  as_service backup /var/backups/dicomcloud
+  sh "$source/config/dicomcloud.sh" backup /var/backups/dicomcloud
   rm -rf $target.previous
   cp -a $target $target.previous
 fi
@@ -79,6 +79,7 @@ $target/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $
 $target/.venv/bin/python -m compileall -q $target/dicomcloud $target/migrations
 chown -R root:root $target
 chmod -R go-w,a+rX $target
+install -m 0755 $target/config/dicomcloud.sh /usr/local/bin/dicomcloud
 
 say "Settings in $settings"
 if [ ! -e $settings ]; then
@@ -130,4 +131,5 @@ if [ -n "$start" ]; then
   if [ -n "$nginx" ]; then systemctl enable -q nginx; systemctl restart nginx; fi
   as_service doctor || true
 fi
-say "Done: https://$host/ (settings: $settings; users: see docs/deployment/linux.md)"
+url=$(sed -n 's/^public_url *= *"\(.*\)".*/\1/p' $settings)
+say "Done: ${url:-https://$host}/ (settings: $settings; commands: sudo dicomcloud --help)"

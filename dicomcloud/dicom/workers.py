@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import signal
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -124,6 +125,8 @@ class _Process:
 def _serve(connection: Connection) -> None:
     """The life of a process: calls until the other end is closed, as it is when the server dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then closes the connection
+    warnings.simplefilter("ignore")  # and no log: pydicom quotes what a patient's file says; faults go with the answer
+    logging.disable()
     while True:
         try:
             function, args, kwargs = connection.recv()

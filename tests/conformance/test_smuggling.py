@@ -117,3 +117,16 @@ def test_what_nginx_is_told_about_the_client_cannot_be_forged(behind: tuple[Any,
     document = requests.get(f"http://127.0.0.1:{port}/openapi.json", headers=forged, timeout=60).json()
     assert document["servers"] == [{"url": f"http://127.0.0.1:{port}"}]
     assert requests.get(f"http://127.0.0.1:{port}/stored/x", timeout=60).status_code == 404
+
+
+def test_a_client_is_told_to_come_again_while_the_server_is_restarted(behind: tuple[Any, int]) -> None:
+    server, port = behind
+    url = f"http://127.0.0.1:{port}/dicomweb/studies"
+    server.stop()
+    try:
+        for answer in (requests.get(url, timeout=60), requests.post(url, make_file(make_dataset()), timeout=60)):
+            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+            assert answer.json()["status"] == 503
+    finally:
+        server.start()
+    assert requests.get(url, timeout=60).status_code == 200

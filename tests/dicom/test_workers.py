@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -42,6 +44,13 @@ def test_what_a_call_raises_is_raised_here(pool: CodecPool) -> None:
         pool.submit(os.stat, "/no/such/file").result()
     with pytest.raises(ZeroDivisionError):
         pool.submit(divmod, 1, 0).result()
+
+
+def test_what_is_said_of_a_patients_file_is_not_printed(pool: CodecPool, capfd: pytest.CaptureFixture[str]) -> None:
+    pool.submit(warnings.warn, "Invalid value for VR PN: 'Doe^John'").result()
+    pool.submit(logging.error, "Doe^Jane has no pixels").result()
+    pool.close()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_failure_of_a_codec_keeps_its_kind(pool: CodecPool, tmp_path: Path) -> None:
