@@ -12,7 +12,7 @@ from dicomcloud.errors import Conflict
 from dicomcloud.index.database import Database
 from dicomcloud.index.models import TABLES
 
-_BATCH: Final = 500  # rows of one transaction
+_BATCH: Final = 2000  # rows of one transaction
 _MOST_BYTES: Final = 4 << 20  # of their text and bytes
 
 

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 import peewee
 import pytest
 
+from benchmarks import make_index
 from dicomcloud.dicom.attributes import Level
 from dicomcloud.dicom.query import parse_query
 from dicomcloud.errors import BadRequest, Unavailable
@@ -205,6 +206,20 @@ def test_every_other_statement_of_the_index_is_accepted() -> None:
     sent = set(_statements_of_the_rest())
     assert len(sent) > 30
     assert {statement: found for statement in sent if (found := faults(statement))} == {}
+
+
+def test_every_statement_that_fills_an_index_for_the_benchmarks_is_accepted() -> None:
+    class Empty(_Written):
+        def run(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
+            super().run(sql, parameters)
+            if "INFORMATION_SCHEMA.COLUMNS" in sql:
+                return Rows([(name, "nvarchar", "NO", None) for name in ("id", "uid", "size")], 3)
+            return Rows([] if "number = 2" in sql else [(1, 1)], 1)
+
+    database = Empty()
+    make_index._multiply_some(database, 1, [3, 0, *range(900)], lean=False)
+    assert sum(statement.startswith("WITH") for statement in database.sent) == 2
+    assert {statement: found for statement in database.sent if (found := faults(statement))} == {}
 
 
 def test_every_statement_to_a_database_of_the_original_is_accepted() -> None:
