@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,14 +86,37 @@ class Sender(threading.Thread):
             self.ledger.in_doubt.discard(path)
 
 
-def kill_once(server: Any, studies: list[str], delay: float, *, worker: bool) -> Ledger:
-    """Let clients store and delete, kill in their midst, start again; what they were told."""
+def wait_to_kill(seconds: float, enough: Callable[[], bool]) -> None:
+    """Let clients go on for `seconds`, and where a slow server has not done `enough` by then, until it has.
+
+    Then for a moment more, so that the kill does not follow an answer at once. Gives up after a minute.
+    """
+    time.sleep(seconds)
+    deadline = time.monotonic() + 60
+    if enough():
+        return
+    while not enough() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(random.uniform(0, 0.1))
+
+
+def kill_once(server: Any, studies: list[str], delay: float, *, worker: bool, least: tuple[int, int]) -> Ledger:
+    """Let clients store and delete, kill in their midst, start again; what they were told.
+
+    No kill comes before `delay`, and before so many instances as `least` says are known to be there, and deleted.
+    """
     senders = [
         Sender(server.root, studies[number % len(studies)], number, persistent=worker) for number in range(_SENDERS)
     ]
     for sender in senders:
         sender.start()
-    time.sleep(delay)
+
+    def enough() -> bool:
+        ledgers = [sender.ledger for sender in senders]
+        counts = sum(len(each.kept) for each in ledgers), sum(len(each.deleted) for each in ledgers)
+        return all(count >= asked for count, asked in zip(counts, least, strict=True))
+
+    wait_to_kill(delay, enough)
     if worker:
         with suppress(ProcessLookupError, IndexError):
             os.kill(random.choice(server.workers()), signal.SIGKILL)
@@ -144,7 +168,8 @@ def run(server: Any, kills: int, *, every: int, seed: int = 1) -> Ledger:
     for number in range(1, kills + 1):
         studies = [make_dataset().StudyInstanceUID for _ in range(2)]
         worker = number % 3 == 0 and bool(server.workers())
-        recent.add(kill_once(server, studies, chance.uniform(0.05, 0.6), worker=worker))
+        least = (2, 0 if recent.deleted or everything.deleted else 1)
+        recent.add(kill_once(server, studies, chance.uniform(0.05, 0.6), worker=worker, least=least))
         if number % every == 0 or number == kills:
             faults = check(server, recent)
             assert not faults, "\n".join(faults)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.conformance.kill_loop import wait_to_kill
 from tests.data import make_dataset, make_file
 from tests.receiver import Receiver
 
@@ -40,7 +41,8 @@ def test_events_survive_kill_9_and_nothing_acknowledged_is_left_untold(new_serve
         senders = [threading.Thread(target=send) for _ in range(3)]
         for sender in senders:
             sender.start()
-        threading.Event().wait(0.8)
+        enough = len(acknowledged) + 11
+        wait_to_kill(0.8, lambda enough=enough: len(acknowledged) >= enough)  # type: ignore[misc]
         server.kill()
         stop.set()
         for sender in senders:
