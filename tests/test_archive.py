@@ -12,7 +12,7 @@ import pytest
 from dicomcloud.archive import Archive, StoreItem
 from dicomcloud.errors import FailureReason, Gone, NotFound, Unavailable, WarningReason
 from dicomcloud.index.database import ServerAway
-from dicomcloud.index.repository import Outcome
+from dicomcloud.index.writing import Outcome
 from dicomcloud.storage import CannotStore
 from tests.data import data_set_bytes, make_dataset, make_file, pydicom_files
 

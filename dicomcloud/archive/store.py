@@ -26,7 +26,8 @@ from ..dicom.matching import Match, matches
 from ..dicom.processing import Processor, processed
 from ..errors import FailureReason, InvalidInstance, Unavailable, WarningReason
 from ..index.events import new_event
-from ..index.repository import Index, NewInstance, Outcome
+from ..index.repository import Index
+from ..index.writing import NewInstance, Outcome
 from ..quarantine import Quarantine
 from ..storage import CannotStore, Incoming, Storage
 

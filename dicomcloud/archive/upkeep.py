@@ -16,7 +16,8 @@ from typing import BinaryIO, Literal
 
 from ..dicom import header as dicom_header
 from ..errors import FailureReason, InvalidInstance, Unavailable
-from ..index.repository import Index, NewInstance
+from ..index.repository import Index
+from ..index.writing import NewInstance
 from ..storage import FileMissing, Storage, StoredFile
 from ..storage.cache import DiskCache
 from .store import DuplicatePolicy, new_instance

@@ -1,8 +1,9 @@
 """The index: the database that knows what is stored and where."""
 
 from dicomcloud.index.database import Database, NewerDatabase, migrate, open_database, pending, revert
-from dicomcloud.index.repository import Index, InstanceRow, NewInstance, Outcome
+from dicomcloud.index.repository import Index, InstanceRow
 from dicomcloud.index.search import SearchResult
+from dicomcloud.index.writing import NewInstance, Outcome
 
 __all__ = [
     "Database",

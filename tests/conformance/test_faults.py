@@ -355,7 +355,7 @@ def test_a_server_that_runs_out_of_file_handles_recovers(new_server: Callable[..
 def test_a_clock_that_jumps_loses_and_confuses_nothing(make_app: AppMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     now, hours = time.time, [0.0]
     monkeypatch.setattr("time.time", lambda: now() + hours[0] * 3600)
-    for place in ("time.time_ns", "dicomcloud.index.repository.time_ns"):
+    for place in ("time.time_ns", "dicomcloud.index.writing.time_ns"):
         monkeypatch.setattr(place, lambda: int((now() + hours[0] * 3600) * 1e9))
     client = make_app().test_client()
     study = make_dataset().StudyInstanceUID
