@@ -34,6 +34,7 @@ from benchmarks.make_index import first_instances
 from benchmarks.memory import Memory, memory
 from dicomcloud.index import Index, NewInstance, open_database
 from dicomcloud.settings import load
+from dicomcloud.storage.spool import new_key
 
 _STORES = 150  # of each kind in a turn
 _WARM = 15  # before it
@@ -57,8 +58,7 @@ def _renamed(instance: NewInstance, number: int, run: int, study: str | None, se
     changed = {key: {"vr": "UI", "Value": [uid or f"2.25.{random.getrandbits(120)}"]} for key, uid in uids.items()}
     changed |= {key: {"vr": "DA", "Value": [f"{date.today():%Y%m%d}"]} for key in ("00080020", "00400244")}
     attributes = {**instance.attributes, **changed}
-    key = f"0001/{random.getrandbits(16):04x}/{random.getrandbits(128):032x}.dcm"
-    return replace(instance, attributes=attributes, document=orjson.dumps(attributes), file_key=key)
+    return replace(instance, attributes=attributes, document=orjson.dumps(attributes), file_key=new_key())
 
 
 def _timed(store: Callable[[], object]) -> tuple[float, float]:
