@@ -9,7 +9,10 @@
 # Without --certificate it makes one itself, which browsers warn of. --no-start only puts everything in place.
 set -eu
 
-host=$(hostname -f 2>/dev/null || hostname)
+settings=/etc/dicomcloud/dicomcloud.toml
+public_host() { sed -n 's|^public_url *= *"https://\([^/:"]*\).*|\1|p' $settings 2>/dev/null || true; }
+host=$(public_host)
+[ -n "$host" ] || host=$(hostname -f 2>/dev/null || hostname)
 certificate= key= user= upgrade= start=yes nginx=yes
 while [ $# -gt 0 ]; do
   case $1 in
@@ -34,7 +37,6 @@ fi
 
 source=$(cd "$(dirname "$0")/.." && pwd)
 target=/opt/dicomcloud
-settings=/etc/dicomcloud/dicomcloud.toml
 data=/var/lib/dicomcloud
 say() { echo "== $*"; }
 as_service() { sh "$target/config/dicomcloud.sh" "$@"; }
@@ -110,6 +112,12 @@ if [ -n "$nginx" ]; then
   if [ ! -e /etc/nginx/conf.d/dicomcloud.conf ]; then
     sed -e "s|server_name pacs.example;|server_name $host;|" -e "s|/etc/ssl/certs/pacs.example.pem|$cert|" \
       -e "s|/etc/ssl/private/pacs.example.key|$private|" $target/config/nginx.conf >/etc/nginx/conf.d/dicomcloud.conf
+    case $(nginx -v 2>&1) in
+      *nginx/1.[0-9].*|*nginx/1.1[0-9].*|*nginx/1.2[0-4].*) ;;
+      *) # from 1.25 on it is a directive of its own
+        sed -i -e 's|\(listen .*443 ssl\) http2;|\1;|' -e 's|^\( *\)ssl_certificate |\1http2 on;\n&|' \
+          /etc/nginx/conf.d/dicomcloud.conf ;;
+    esac
     rm -f /etc/nginx/sites-enabled/default
   fi
   nginx -t -q
@@ -131,5 +139,4 @@ if [ -n "$start" ]; then
   if [ -n "$nginx" ]; then systemctl enable -q nginx; systemctl restart nginx; fi
   as_service doctor || true
 fi
-url=$(sed -n 's/^public_url *= *"\(.*\)".*/\1/p' $settings)
-say "Done: ${url:-https://$host}/ (settings: $settings; commands: sudo dicomcloud --help)"
+say "Done: https://$host/ (settings: $settings; commands: sudo dicomcloud --help)"
