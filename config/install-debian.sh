@@ -10,8 +10,7 @@
 set -eu
 
 settings=/etc/dicomcloud/dicomcloud.toml
-public_host() { sed -n 's|^public_url *= *"https://\([^/:"]*\).*|\1|p' $settings 2>/dev/null || true; }
-host=$(public_host)
+host=$(sed -n 's|^public_url *= *"https://\([^/:"]*\).*|\1|p' $settings 2>/dev/null || true)
 [ -n "$host" ] || host=$(hostname -f 2>/dev/null || hostname)
 certificate= key= user= upgrade= start=yes nginx=yes
 while [ $# -gt 0 ]; do
