@@ -8,7 +8,7 @@ from typing import Any, Literal
 from flask import Flask
 from werkzeug.urls import iri_to_uri
 
-from dicomcloud import archive, cli, logs, settings, web
+from dicomcloud import archive, cli, logs, setting_kinds, settings, web
 from dicomcloud.access.policy import open_authentication
 from dicomcloud.archive import Archive
 from dicomcloud.audit.syslog import SyslogServer
@@ -88,7 +88,7 @@ def create_app(configuration: Settings | None = None) -> Flask:
         lambda: open_authentication(configuration, opened.accounts, noticed=opened.audit.note_login)
     )
     if configuration.audit_syslog:
-        host, port = settings.split_address(configuration.audit_syslog)
+        host, port = setting_kinds.split_address(configuration.audit_syslog)
         files = (
             configuration.audit_syslog_authority,
             configuration.audit_syslog_certificate,

@@ -25,7 +25,8 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from app import create_app
 from dicomcloud.dicom.deidentification import Deidentifier, parse_options
-from dicomcloud.settings import ANONYMIZER_OPTIONS, load
+from dicomcloud.setting_kinds import ANONYMIZER_OPTIONS
+from dicomcloud.settings import load
 
 EVERYTHING = [name for name in ANONYMIZER_OPTIONS if name not in ("CleanPixelData", "RetainLongFullDates")]
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from .settings import Settings, split_address, unix_socket
+from .setting_kinds import split_address, unix_socket
+from .settings import Settings
 
 WsgiApp = Callable[..., Any]
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # environment variable: the folder by which processes share their metrics

@@ -6,17 +6,46 @@ An option is one line of `Settings`. From it come the environment variable, the 
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 import secrets
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+
+from .setting_kinds import (
+    ADDRESS,
+    DATABASE_URL,
+    FILE,
+    FLAG,
+    FOLDER,
+    HEADER,
+    INTERNAL_PATH,
+    KINDS,
+    NAMES,
+    NETWORKS,
+    OPTIONAL_ADDRESS,
+    ORIGINS,
+    PASSWORD,
+    PROFILE_OPTIONS,
+    PUBLIC_URL,
+    QUEUE_URL,
+    ROLE_NAMES,
+    ROOT,
+    SECRET,
+    SHORTEST_KEY,
+    SIZE,
+    STORAGE_URL,
+    TEXT,
+    WEBHOOKS,
+    WORDS,
+    Kind,
+    choice,
+    integer,
+    without_password,
+)
 
 PREFIX = "DICOMCLOUD_"
 CONFIG_VARIABLE = "DICOMCLOUD_CONFIG"  # names the TOML file; the only variable that is no option
@@ -25,17 +54,6 @@ CONFIG_FILE = "dicomcloud.toml"  # read when it lies in the current directory
 
 class SettingsError(Exception):
     """A setting that is unknown or malformed; the message names it, its source and what is expected."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A type of value: what is expected, in words, and how text or a TOML value becomes it."""
-
-    name: str
-    expected: str
-    parse: Callable[[Any], Any]  # raises ValueError or TypeError
-    show: Callable[[Any], str] = str
-    secret: bool = False  # a malformed value is not repeated in the message
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,332 +69,11 @@ class Option:
 
     def show(self, value: Any) -> str:
         """The value as a person writes it, without passwords."""
-        return _without_password(self.kind.show(value))
-
-
-def _without_password(text: str) -> str:
-    text = re.sub(r"(://[^/@:]*):\S*@", r"\1:***@", text)
-    return re.sub(r"([?&](?:connection_string|sas)=)[^&]*", r"\1***", text)
-
-
-# The types
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value.strip()
-
-
-def _integer(least: int, most: int | None = None) -> Kind:
-    def parse(value: Any) -> int:
-        if isinstance(value, str):
-            value = int(value)
-        if type(value) is not int or value < least or (most is not None and value > most):
-            raise ValueError
-        return value
-
-    span = f"{least} or more" if most is None else f"from {least} to {most}"
-    return Kind("whole number", f"a whole number, {span}", parse)
-
-
-def _choice(*choices: str | int) -> Kind:
-    by_text = {str(choice): choice for choice in choices}
-
-    def parse(value: Any) -> str | int:
-        if type(value) not in (str, int):
-            raise TypeError
-        return by_text[str(value).strip().lower()]
-
-    return Kind(" or ".join(f"`{choice}`" for choice in choices), f"one of {', '.join(by_text)}", parse)
-
-
-def _parse_flag(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    return {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}[
-        _text(value).lower()
-    ]
-
-
-def _show_flag(value: bool) -> str:
-    return "true" if value else "false"
-
-
-_UNITS = {"": 1, "b": 1} | {
-    letter + suffix: base**power
-    for power, letter in enumerate("kmgt", 1)
-    for suffix, base in (("b", 1000), ("ib", 1024))
-}
-
-
-def _parse_size(value: Any) -> int:
-    if type(value) is int and value >= 0:
-        return value
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?i?b?)", _text(value).lower())
-    if match is None or match[2] not in _UNITS:
-        raise ValueError
-    return int(float(match[1]) * _UNITS[match[2]]) if "." in match[1] else int(match[1]) * _UNITS[match[2]]
-
-
-def _show_size(value: int) -> str:
-    for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if value and value % factor == 0:
-            return f"{value // factor} {unit}"
-    return str(value)
-
-
-def _list_of(parse_item: Callable[[str], str]) -> Callable[[Any], tuple[str, ...]]:
-    def parse(value: Any) -> tuple[str, ...]:
-        items = value.replace(",", " ").split() if isinstance(value, str) else value
-        if not isinstance(items, list):
-            raise TypeError
-        return tuple(parse_item(_text(item)) for item in items)
-
-    return parse
-
-
-def _show_list(value: Collection[str]) -> str:
-    return ", ".join(value)
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """The host and the port of `HOST:PORT` or `[IPv6]:PORT`. Raises ValueError."""
-    host, separator, port = address.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError
-    if not host or (":" in host and not bracketed) or re.search(r"[\s/@]", host):
-        raise ValueError
-    return host[1:-1] if bracketed else host, int(port)
-
-
-def unix_socket(address: str) -> str | None:
-    """The path of `unix:PATH`, None for any other address."""
-    scheme, _, path = address.partition(":")
-    return path if scheme == "unix" and path.startswith("/") else None
-
-
-def _parse_address(value: Any) -> str:
-    if unix_socket(_text(value)) is None:
-        split_address(_text(value))
-    return _text(value)
-
-
-def _parse_network(value: str) -> str:
-    if value.lower() == "unix":
-        return "unix"
-    return str(ipaddress.ip_network(value, strict=False)) if "/" in value else str(ipaddress.ip_address(value))
-
-
-def _parse_origin(value: str) -> str:
-    parts = urlsplit(value)
-    if value != "*" and (
-        parts.scheme not in ("http", "https") or not parts.netloc or value != f"{parts.scheme}://{parts.netloc}"
-    ):
-        raise ValueError
-    return value
-
-
-def _parse_webhook(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment:
-        raise ValueError
-    parts.port  # noqa: B018 (raises ValueError)
-    return value
-
-
-EVENT_KINDS = ("stored", "replaced", "deleted", "retrieved", "failed")
-
-
-def _parse_event_kind(value: str) -> str:
-    if value.lower() not in EVENT_KINDS:
-        raise ValueError
-    return value.lower()
-
-
-def _parse_public_url(value: Any) -> str:
-    text = _text(value).rstrip("/")
-    parts = urlsplit(text)
-    if text and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment):
-        raise ValueError
-    return text
-
-
-_TAKEN = {"swagger", "openapi.json", "healthz", "readyz", "metrics", "ohif", "wado", "wadouri"} | {
-    *("login", "logout", "session", "shares", "share", "site", "study", "viewer"),
-}
-
-
-def _parse_root(value: Any) -> str:
-    text = _text(value).rstrip("/")
-    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", text) or text.split("/")[1] in _TAKEN or "/." in text:
-        raise ValueError
-    return text
-
-
-def _parse_queue_url(value: Any) -> str:
-    text = _text(value)
-    parts = urlsplit(text)
-    if text and (parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.strip("/")):
-        raise ValueError
-    return text
-
-
-def _url_with(scheme: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        text = _text(value)
-        if text and not (text.startswith(scheme) and len(text) > len(scheme)):
-            raise ValueError
-        return text
-
-    return parse
-
-
-def _parse_storage_url(value: Any) -> str:
-    text = _text(value)
-    if text and not re.fullmatch(r"[a-z][a-z0-9+.-]*://\S.*", text):
-        raise ValueError
-    return text
-
-
-_DATABASE_SCHEMES = ("sqlite:///", "mssql://")
-
-
-def _parse_database_url(value: Any) -> str:
-    text = _text(value)
-    if text and not any(text.startswith(scheme) and len(text) > len(scheme) for scheme in _DATABASE_SCHEMES):
-        raise ValueError
-    return text
-
-
-def _parse_folder(value: Any) -> str:
-    if not _text(value) or "\0" in value:
-        raise ValueError
-    return _text(value)
-
-
-def _parse_internal_path(value: Any) -> str:
-    text = _text(value)
-    if text and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", text):
-        raise ValueError
-    return text.rstrip("/")
-
-
-#: The original's names; what they do is in docs/deidentification.md.
-ANONYMIZER_OPTIONS = (
-    "BasicProfile",
-    "CleanPixelData",
-    "CleanGraph",
-    "CleanStructdCont",
-    "CleanDesc",
-    "RetainLongFullDates",
-    "RetainLongModifDates",
-    "RetainPatientChars",
-    "RetainDeviceIdent",
-    "RetainUIDs",
-    "RetainSafePrivate",
-    "RetainInstitutionIdent",
-)
-_SHORTEST_KEY = 16
-
-
-def _parse_anonymizer_options(value: Any) -> tuple[str, ...]:
-    by_name = {name.lower(): name for name in ANONYMIZER_OPTIONS}
-    names = tuple(by_name[name.lower()] for name in _list_of(str)(value))
-    if {"RetainLongFullDates", "RetainLongModifDates"} <= set(names):
-        raise ValueError
-    return names
-
-
-def _parse_key(value: Any) -> str:
-    if _text(value) and len(_text(value).encode()) < _SHORTEST_KEY:
-        raise ValueError
-    return _text(value)
-
-
-def _parse_header(value: Any) -> str:
-    if _text(value) and not re.fullmatch(r"[A-Za-z0-9-]+", _text(value)):
-        raise ValueError
-    return _text(value)
-
-
-def _parse_role_name(value: str) -> str:
-    theirs, separator, ours = value.rpartition("=")
-    if not separator or not theirs.strip() or not ours.strip():
-        raise ValueError
-    return value
-
-
-ADDRESS = Kind(
-    "address",
-    "an address and a port, such as 127.0.0.1:8000 or [::1]:8000, or a socket such as unix:/run/dicomcloud/http.sock",
-    _parse_address,
-)
-FOLDER = Kind("folder", "a folder", _parse_folder)
-FLAG = Kind("`true` or `false`", "true or false", _parse_flag, _show_flag)
-SIZE = Kind("size", "a size such as 500 MB, 16 GiB or a number of bytes", _parse_size, _show_size)
-OPTIONAL_ADDRESS = Kind(
-    "address", "an address and a port such as logs.example:6514, or nothing", lambda v: v and _parse_address(v)
-)
-TEXT = Kind("text", "text", _text)
-WORDS = Kind("list", "words, separated by commas", _list_of(str), _show_list)
-HEADER = Kind("header", "the name of a header such as X-Remote-User, or nothing", _parse_header)
-ROLE_NAMES = Kind("list", "names such as Radiology=reader", _list_of(_parse_role_name), _show_list)
-FILE = Kind("file", "a file, or nothing", _text)
-SECRET = Kind(
-    "secret",
-    f"a secret of {_SHORTEST_KEY} characters or more, or nothing",
-    _parse_key,
-    lambda value: "***" if value else "",
-    secret=True,
-)
-PROFILE_OPTIONS = Kind(
-    "list of options",
-    f"options such as {', '.join(ANONYMIZER_OPTIONS)}; RetainLongFullDates and RetainLongModifDates exclude each other",
-    _parse_anonymizer_options,
-    _show_list,
-)
-NETWORKS = Kind(
-    "list of addresses",
-    "IP addresses or networks, such as 10.0.0.5, 192.168.0.0/24, or unix for whoever comes by a unix socket",
-    _list_of(_parse_network),
-    _show_list,
-)
-ORIGINS = Kind(
-    "list of origins", "origins such as https://viewer.example (no path), or *", _list_of(_parse_origin), _show_list
-)
-WEBHOOKS = Kind(
-    "list of URLs",
-    "http or https URLs such as https://ris.example/dicomcloud",
-    _list_of(_parse_webhook),
-    lambda value: ", ".join(map(_without_password, value)),
-    secret=True,
-)
-KINDS = Kind("list of events", f"some of {', '.join(EVENT_KINDS)}", _list_of(_parse_event_kind), _show_list)
-NAMES = Kind("list of names", "names, separated by commas", _list_of(str), _show_list)
-PASSWORD = Kind("secret", "a secret, or nothing", _text, lambda value: "***" if value else "", secret=True)
-QUEUE_URL = Kind(
-    "URL", "the URL of an Azure Storage queue, or nothing", _parse_queue_url, lambda value: value.partition("?")[0]
-)
-PUBLIC_URL = Kind("URL", "an http or https URL such as https://pacs.example, or nothing", _parse_public_url)
-ROOT = Kind("path", "a path such as /dicomweb, not one that the server uses for something else", _parse_root)
-INTERNAL_PATH = Kind("path", "a path such as /stored, or nothing", _parse_internal_path)
-DATABASE_URL = Kind(
-    "URL", "sqlite:///PATH or mssql://USER:PASSWORD@HOST:1433/DATABASE, or nothing", _parse_database_url
-)
-STORAGE_URL = Kind(
-    "URL",
-    "file://FOLDER, s3://BUCKET/PREFIX?endpoint=…, azure://CONTAINER?account=…, a plug-in's URL, or nothing",
-    _parse_storage_url,
-)
+        return without_password(self.kind.show(value))
 
 
 def _option(default: Any, kind: Kind, help: str) -> Any:
     return field(default=default, metadata={"kind": kind, "help": help})
-
-
-# The options
 
 
 @dataclass(frozen=True)
@@ -392,23 +89,23 @@ class Settings:
     )
     authentication: Literal["auto", "required", "none"] = _option(
         "auto",
-        _choice("auto", "required", "none"),
+        choice("auto", "required", "none"),
         "Whether callers have to say who they are. `auto`: as soon as there is a user, an API key, `oidc_issuer` or "
         "`proxy_user_header`; without one the server is open and starts only where nobody but this computer reaches "
         "it. `required`: always. `none`: never, e.g. because a proxy in front asks.",
     )
     login_failures: int = _option(
         10,
-        _integer(0),
+        integer(0),
         "Failed logins a minute from one address after which it is answered with 429; five times as many for one name. "
         "Counted for all server processes of this machine together. 0: no limit.",
     )
     session_idle_minutes: int = _option(
-        30, _integer(1), "Minutes without a request after which a browser has to log in again."
+        30, integer(1), "Minutes without a request after which a browser has to log in again."
     )
-    session_hours: int = _option(12, _integer(1), "Hours after which a browser has to log in again in any case.")
+    session_hours: int = _option(12, integer(1), "Hours after which a browser has to log in again in any case.")
     share_max_hours: int = _option(
-        720, _integer(1, 24 * 365), "Longest time for which a link that shares a study is good, in hours."
+        720, integer(1, 24 * 365), "Longest time for which a link that shares a study is good, in hours."
     )
     proxy_user_header: str = _option(
         "",
@@ -472,7 +169,7 @@ class Settings:
     )
     forbidden_status: Literal[403, 404] = _option(
         403,
-        _choice(403, 404),
+        choice(403, 404),
         "Status of a request that its caller may not make. 404 does not tell that there is something to find; a study "
         "that the caller may not see is answered like one that does not exist either way.",
     )
@@ -502,13 +199,13 @@ class Settings:
     )
     presigned_redirects: Literal["off", "programs", "all"] = _option(
         "off",
-        _choice("off", "programs", "all"),
+        choice("off", "programs", "all"),
         "Whether a client that fetches one whole stored instance from an object store is redirected (302) to a URL at "
         "which it can fetch it from there: `programs` but not scripts of web pages, which need a CORS rule at the "
         "store; or `all`.",
     )
     presigned_seconds: int = _option(
-        300, _integer(1, 7 * 24 * 3600), "For how long a URL to which a client is redirected is good."
+        300, integer(1, 7 * 24 * 3600), "For how long a URL to which a client is redirected is good."
     )
     public_url: str = _option(
         "",
@@ -530,39 +227,39 @@ class Settings:
     )
     proxy_headers: Literal["x-forwarded", "forwarded"] = _option(
         "x-forwarded",
-        _choice("x-forwarded", "forwarded"),
+        choice("x-forwarded", "forwarded"),
         "Headers in which `trusted_proxies` tell of the client: `x-forwarded` is X-Forwarded-For, -Proto, -Host and "
         "-Prefix; `forwarded` is the header Forwarded (RFC 7239). The others are never looked at: a proxy may let "
         "those of its clients pass.",
     )
     server: Literal["auto", "gunicorn", "waitress"] = _option(
         "auto",
-        _choice("auto", "gunicorn", "waitress"),
+        choice("auto", "gunicorn", "waitress"),
         "The HTTP server. `auto` is gunicorn, and waitress on Windows, where gunicorn does not run.",
     )
     workers: int = _option(
         0,
-        _integer(0, 256),
+        integer(0, 256),
         "Server processes (gunicorn only; waitress is one process). 0: one per processor core, at least 2, at most 4.",
     )
     threads: int = _option(
-        8, _integer(1, 256), "Threads of each server process: how many requests a process works on at a time."
+        8, integer(1, 256), "Threads of each server process: how many requests a process works on at a time."
     )
     duplicates: Literal["reject", "keep", "replace"] = _option(
         "reject",
-        _choice("reject", "keep", "replace"),
+        choice("reject", "keep", "replace"),
         "What to do with an instance that is stored already, but with other bytes: `reject` it as a failure, `keep` "
         "the stored one and report success, or `replace` the stored one, whose file is kept aside. The same "
         "bytes again are always a success.",
     )
     max_results: int = _option(
-        1000, _integer(1, 1_000_000), "Most results of one search; a client fetches further ones with `offset`."
+        1000, integer(1, 1_000_000), "Most results of one search; a client fetches further ones with `offset`."
     )
     empty_search_status: Literal[200, 204] = _option(
-        200, _choice(200, 204), "Status of a search that finds nothing: 200 with `[]`, or 204 for clients that need it."
+        200, choice(200, 204), "Status of a search that finds nothing: 200 with `[]`, or 204 for clients that need it."
     )
     max_request_bytes: int = _option(16 << 30, SIZE, "Largest request body; a larger one is answered with 413.")
-    max_parts: int = _option(10_000, _integer(1), "Most instances in one store request.")
+    max_parts: int = _option(10_000, integer(1), "Most instances in one store request.")
     max_inflated_bytes: int = _option(
         1 << 30,
         SIZE,
@@ -571,7 +268,7 @@ class Settings:
     )
     max_image_pixels: int = _option(
         100_000_000,
-        _integer(1),
+        integer(1),
         "Largest picture in pixels, of a frame and of what is drawn of it; a larger one is refused (406, 400). A "
         "colour picture of this size takes about 1 GB of memory while it is drawn.",
     )
@@ -607,7 +304,7 @@ class Settings:
     )
     codec_workers: int = _option(
         0,
-        _integer(0, 64),
+        integer(0, 64),
         "Processes of each server process that decode and encode pixel data; they start when they are needed first. 0: "
         "one per processor core, at most 2.",
     )
@@ -653,20 +350,20 @@ class Settings:
         "Web sites that may show the pages of this server inside their own, such as an EMR. Empty: none.",
     )
     max_url_bytes: int = _option(
-        8000, _integer(256, 8000), "Longest path and query of a request; a longer one is answered with 414."
+        8000, integer(256, 8000), "Longest path and query of a request; a longer one is answered with 414."
     )
-    max_headers: int = _option(100, _integer(10, 1000), "Most headers of a request.")
+    max_headers: int = _option(100, integer(10, 1000), "Most headers of a request.")
     max_header_bytes: int = _option(
         16 << 10, SIZE, "Longest header of a request; with waitress, of all headers together ten times as much."
     )
     heavy_requests: int = _option(
         0,
-        _integer(0, 256),
+        integer(0, 256),
         "How many requests that draw, convert or store a server process works on at a time; further ones wait 15 s and "
         "are then answered with 503. 0: one less than `threads`, so that searches and health checks get through.",
     )
     codec_timeout: int = _option(
-        600, _integer(1), "Seconds after which the decoding or encoding of an image is given up."
+        600, integer(1), "Seconds after which the decoding or encoding of an image is given up."
     )
     tls_certificate: str = _option(
         "",
@@ -677,19 +374,19 @@ class Settings:
     tls_key: str = _option("", FILE, "The key of that certificate (PEM), where it is not in the same file.")
     hsts_days: int = _option(
         0,
-        _integer(0, 3650),
+        integer(0, 3650),
         "Days for which browsers are told to ask this host over HTTPS only (Strict-Transport-Security, RFC 6797); sent "
         "in answers that leave over TLS, from here or from a trusted proxy. 0: not sent; a proxy may do so itself.",
     )
     request_timeout: int = _option(
         300,
-        _integer(0),
+        integer(0),
         "Seconds for which a client may be silent in the middle of a transfer before it is given up. A transfer that "
         "moves may take as long as it likes. 0: no limit.",
     )
     audit: Literal["all", "changes", "none"] = _option(
         "all",
-        _choice("all", "changes", "none"),
+        choice("all", "changes", "none"),
         "What the audit trail records: `all` searches, retrieves, stores, deletes, logins and refusals; `changes`: "
         "searches and retrieves left out; `none`. `python -m dicomcloud audit list` shows it.",
     )
@@ -707,11 +404,11 @@ class Settings:
     )
     audit_syslog_key: str = _option("", FILE, "The key of that certificate, where it is not in the same file.")
     log_level: Literal["debug", "info", "warning", "error"] = _option(
-        "info", _choice("debug", "info", "warning", "error"), "How much is written to the log (standard error)."
+        "info", choice("debug", "info", "warning", "error"), "How much is written to the log (standard error)."
     )
     log_format: Literal["text", "json"] = _option(
         "text",
-        _choice("text", "json"),
+        choice("text", "json"),
         "Form of the log: lines of `text`, or `json`, one object a line with the number of the request, which the "
         "answer has as X-Request-ID. Neither has patient data in it, but at the log level `debug`.",
     )
@@ -720,7 +417,7 @@ class Settings:
     )
     shutdown_grace: int = _option(
         30,
-        _integer(0),
+        integer(0),
         "Seconds that requests under way get to finish when the server is told to stop; new ones are not let in then.",
     )
     anonymizer_enabled: bool = _option(
@@ -759,7 +456,7 @@ class Settings:
         "empties it.",
     )
     change_feed_days: int = _option(
-        0, _integer(0), "Days after which changes are taken out of the feed. 0: they stay for ever."
+        0, integer(0), "Days after which changes are taken out of the feed. 0: they stay for ever."
     )
     event_kinds: tuple[str, ...] = _option(
         ("stored", "replaced", "deleted", "failed"),
@@ -787,7 +484,7 @@ class Settings:
     )
     event_attempts: int = _option(
         60,
-        _integer(1, 1000),
+        integer(1, 1000),
         "How often an event is tried before it is given up; 60 take about two days. `python -m dicomcloud events list` "
         "lists what was given up.",
     )
@@ -817,7 +514,7 @@ class Settings:
             key = path.read_bytes().strip()
         except OSError as error:
             raise SettingsError(f"The key file {path} cannot be read or made: {error.strerror}") from None
-        if len(key) < _SHORTEST_KEY:
+        if len(key) < SHORTEST_KEY:
             raise SettingsError(f"The key file {path} is damaged; with another key pseudonyms change")
         return key
 
@@ -966,5 +663,5 @@ def _parse(option: Option, value: Any, source: str) -> Any:
     try:
         return option.kind.parse(value)
     except (ValueError, TypeError, KeyError):
-        shown = "what it says" if option.kind.secret else _without_password(repr(value)[:200])
+        shown = "what it says" if option.kind.secret else without_password(repr(value)[:200])
         raise SettingsError(f"Setting {option.name} ({source}): {shown} is not {option.kind.expected}") from None

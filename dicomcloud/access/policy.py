@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ..index.accounts import Accounts
 from ..plugins import PluginError, load
-from ..settings import Settings, SettingsError, split_address
+from ..setting_kinds import split_address
+from ..settings import Settings, SettingsError
 from .authentication import Authentication, Authenticator, External
 from .caller import ROLES
 from .failures import Failures

@@ -26,7 +26,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from ..index.repository import Index, StudySummary
-from ..settings import SIZE
+from ..setting_kinds import SIZE
 
 _KNOWN: Final = frozenset({"delete", "keep", "quota", "superseded"})
 

@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 
 from ..diagnosis import Diagnosis, fault, good, warn
 from ..errors import Unavailable
-from ..settings import unix_socket
+from ..setting_kinds import unix_socket
 from .program import Program
 
 _LITTLE: Final = 5 << 30  # bytes: less free space than this, or a twentieth of the disk, deserves a word

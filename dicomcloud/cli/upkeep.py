@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..archive import Archive, DamagedDatabase, ReindexStep, explain
 from ..quarantine import Quarantine
-from ..settings import SIZE
+from ..setting_kinds import SIZE
 from .program import Program, commands, count
 
 

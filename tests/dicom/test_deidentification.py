@@ -24,7 +24,7 @@ from pydicom.uid import UID_dictionary, generate_uid
 from dicomcloud.dicom.confidentiality_profile import Option, profile, safe_private, structured_content
 from dicomcloud.dicom.deidentification import CannotDeidentify, Deidentifier, edition, parse_options
 from dicomcloud.dicom.pixel_data import to_explicit_little_endian
-from dicomcloud.settings import ANONYMIZER_OPTIONS
+from dicomcloud.setting_kinds import ANONYMIZER_OPTIONS
 from tests.data import data_set_bytes, make_dataset, make_file, pydicom_files, sample_files
 
 KEY = b"a key of these tests, and no other"
