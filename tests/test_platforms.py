@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import AppMaker
+from tests.data import make_dataset, make_file, sample_files
 
 PROJECT = Path(__file__).resolve().parent.parent
 MODULES = (
@@ -99,3 +107,46 @@ def test_text_files_are_opened_with_their_encoding() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("read_text", "write_text"):
                 assert {"encoding"} <= {each.arg for each in node.keywords}, f"{path}:{node.lineno}"
+
+
+def _open_files() -> set[str]:
+    """What this process has open or mapped."""
+    found = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            found.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        except FileNotFoundError:  # that of the listing itself
+            continue
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        found.add(line.split(maxsplit=5)[-1])
+    return found
+
+
+@pytest.fixture
+def windows_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that are open are neither removed nor renamed, as on Windows."""
+    if os.name == "nt":
+        return
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs /proc, which tells what is open")
+
+    def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*paths: Any, **options: Any) -> Any:
+            if "dir_fd" not in options and {os.path.realpath(path) for path in paths} & _open_files():
+                raise PermissionError(13, "the file is open", str(paths[0]))
+            return function(*paths, **options)
+
+        return call
+
+    for name in ("unlink", "remove", "rename", "replace"):
+        monkeypatch.setattr(os, name, guarded(getattr(os, name)))
+
+
+@pytest.mark.usefixtures("windows_files")
+def test_a_store_leaves_nothing_behind_where_open_files_cannot_be_removed(make_app: AppMaker, tmp_path: Path) -> None:
+    client = make_app(quarantine="true").test_client()
+    for path in sample_files():
+        client.post("/dicomweb/studies", data=path.read_bytes(), content_type="application/dicom")
+    bare = make_file(make_dataset())[132:]  # without preamble: the archive writes one
+    assert client.post("/dicomweb/studies", data=bare, content_type="application/dicom").status_code == 200
+    assert [path for path in (tmp_path / "data").rglob("*") if path.suffix in (".part", ".note", ".undo")] == []

@@ -240,8 +240,10 @@ class StoreBatch:
             header = dicom_header.scan(buffer, max_inflated=self._max_inflated_bytes)
             self._check_study(header)
             self._check_visible(header)
-            if header.prefix:
-                incoming, digest, header = self._completed(incoming, buffer, header)
+            completed = self._completed(buffer, header) if header.prefix else None
+        if completed is not None:
+            incoming.discard()  # now that it is not mapped any more: Windows removes no open file
+            incoming, digest, header = completed
         self._arriving = incoming
         if self._deidentify is not None:
             self._arriving, digest, header = self._deidentified(self._arriving, header)
@@ -362,12 +364,11 @@ class StoreBatch:
             )
 
     def _completed(
-        self, incoming: Incoming, buffer: bytes | mmap, header: dicom_header.Header
+        self, buffer: bytes | mmap, header: dicom_header.Header
     ) -> tuple[Incoming, hashlib._Hash, dicom_header.Header]:
         """The same data set behind a preamble and File Meta Information (PS3.10 7.1), which the sender left out."""
         data_set = (buffer[at : at + _PIECE] for at in range(header.dataset_offset, len(buffer), _PIECE))
         complete, digest = self._copied(chain([header.prefix], data_set))
-        incoming.discard()
         return complete, digest, header.behind_prefix()
 
     @property

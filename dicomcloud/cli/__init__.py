@@ -5,7 +5,9 @@ Exit codes: 0 done; 1 something could not be done, and is named; 2 wrong usage o
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Callable, Sequence
 
 from .. import server
@@ -67,6 +69,9 @@ def main(
 ) -> None:
     """Run the command that `arguments` name (default: the process's own), and exit."""
     program = Program(open_archive, create_app)
+    for stream in (sys.stdout, sys.stderr):  # into a file or a pipe Windows writes a code page, which lacks most letters
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     set_actor(operator())
     try:
         commands.main(arguments, prog_name=_PROGRAM, obj=program)

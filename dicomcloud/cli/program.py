@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,6 +62,26 @@ def make_folder(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)  # patient data: for its owner only
     except OSError as error:
         raise SettingsError(f"Setting data_dir: {path} cannot be made: {error.strerror}") from None
+
+
+def ask_password(text: str, instead: str, *, twice: bool = False) -> str:
+    """A password that is typed and not shown. Where it cannot be typed, the command fails and tells what to do `instead`."""
+    if os.name == "nt":  # without a console Python's own function waits for ever, and fills the memory
+        try:
+            open("CONIN$").close()  # noqa: SIM115
+        except OSError:
+            fail(f"There is no console in which a password could be typed: {instead}.", 2)
+    return str(click.prompt(text, hide_input=True, confirmation_prompt=twice, err=True))
+
+
+def read_password() -> str:
+    """The first line of standard input, which is UTF-8 whatever the system's own encoding. Raises UsageError."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig")  # PowerShell begins with a byte order mark
+    try:
+        return sys.stdin.readline().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise click.UsageError("The password on standard input is not UTF-8; it can be typed instead.") from None
 
 
 def count(things: Sequence[object], noun: str) -> str:

@@ -26,7 +26,7 @@ from ..errors import DicomWebError
 from ..media import reason_to_skip
 from ..web.multipart import boundary_of, parse_media_type, read_in_pieces, read_parts
 from .files import FileOutcome, files_below, head_of, list_reasons
-from .program import commands, count, fail
+from .program import ask_password, commands, count, fail
 
 if TYPE_CHECKING:
     import requests  # loaded when it is needed: server processes import this module, too
@@ -87,7 +87,7 @@ class DicomWeb:
         elif user:
             password = os.environ.get("DICOMWEB_PASSWORD")
             if password is None:
-                password = click.prompt(f"Password of {user}", hide_input=True, err=True)
+                password = ask_password(f"Password of {user}", "set DICOMWEB_PASSWORD")
             self._session.auth = (user, password)
 
     @contextmanager

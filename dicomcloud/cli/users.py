@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +12,7 @@ import click
 from ..access import ROLES, parse_studies
 from ..access.credentials import checksum, hash_password, new_key
 from ..archive import NEVER, Archive, Key, User
-from .program import Program, commands, fail
+from .program import Program, ask_password, commands, fail, read_password
 
 _LONGEST_NAME = 100
 _ROLE = click.option(
@@ -222,10 +221,7 @@ def _rules(only: Sequence[str]) -> str:
 
 def _new_password(from_stdin: bool) -> str:
     """The hash of a password that is asked for twice, or is the first line of standard input."""
-    if from_stdin:
-        password = sys.stdin.readline().rstrip("\r\n")
-    else:
-        password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    password = read_password() if from_stdin else ask_password("Password", "give --password-stdin", twice=True)
     try:
         return hash_password(password)
     except ValueError as error:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 
-from tests.conftest import Run
+from dicomcloud.access.credentials import password_fits
+from dicomcloud.archive import Archive
+from tests.conftest import AppMaker, Run
 
 
 @pytest.fixture
@@ -80,3 +84,50 @@ def test_the_server_refuses_to_listen_on_a_network_until_there_is_a_user(run: Ru
     refused = run("serve", bind="0.0.0.0:0")
     assert refused.returncode == 2
     assert "users add NAME" in refused.stderr
+
+
+def in_a_code_page(environment: dict[str, str], *arguments: str, typed: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """What a program of its own does whose standard streams are in a code page, as files and pipes are on Windows."""
+    return subprocess.run(
+        [sys.executable, "-m", "dicomcloud", *arguments],
+        env={**environment, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"},
+        input=typed,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_code_page_spoils_neither_passwords_nor_lists(
+    environment: dict[str, str], make_app: AppMaker, server_url: str
+) -> None:
+    password = "größer als ein Wörterbuch"
+    for name, typed in (("jörg", password.encode()), ("иванова", b"\xef\xbb\xbf" + password.encode() + b"\r\n")):
+        added = in_a_code_page(environment, "users", "add", name, "--password-stdin", typed=typed)
+        assert added.returncode == 0, added.stderr
+        assert added.stdout.startswith(b"Added " + name.encode("cp1252", "backslashreplace"))
+    archive: Archive = make_app().extensions["dicomcloud"].archive
+    for name in ("jörg", "иванова"):
+        user = archive.accounts.user(name)
+        assert user is not None
+        assert password_fits(password, user.password)
+    table = in_a_code_page(environment, "users", "list")
+    assert (table.returncode, table.stderr) == (0, b"")
+    assert b"j\xf6rg " in table.stdout
+    refused = in_a_code_page(environment, "users", "add", "x", "--password-stdin", typed=password.encode("cp1252"))
+    assert (refused.returncode, b"UTF-8" in refused.stderr) == (2, True)
+
+
+def test_where_no_password_can_be_typed_the_command_ends(environment: dict[str, str], run: Run) -> None:
+    alone = {"creationflags": subprocess.DETACHED_PROCESS} if sys.platform == "win32" else {"start_new_session": True}
+    ended = subprocess.run(
+        [sys.executable, "-m", "dicomcloud", "users", "add", "anna"],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=120,
+        check=False,
+        **alone,
+    )
+    assert ended.returncode != 0
+    assert listed(run) == []
