@@ -21,6 +21,10 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+#: On Windows a folder has the rights of the data directory. There 0o700 means since Python 3.13: nobody but who made it
+#: and the administrators, and a folder made by an administrator's `import` would be closed to the service.
+_MODE = 0o777 if os.name == "nt" else 0o700
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -61,7 +65,7 @@ class Quarantine:
         name = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(8)}"
         path = self.folder / (name + suffix)
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=_MODE, parents=True, exist_ok=True)
             size, digest = self._write(path, chunks, self._limit - self._used())
             entry = Entry(
                 path.name,

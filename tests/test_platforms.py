@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -150,3 +151,24 @@ def test_a_store_leaves_nothing_behind_where_open_files_cannot_be_removed(make_a
     bare = make_file(make_dataset())[132:]  # without preamble: the archive writes one
     assert client.post("/dicomweb/studies", data=bare, content_type="application/dicom").status_code == 200
     assert [path for path in (tmp_path / "data").rglob("*") if path.suffix in (".part", ".note", ".undo")] == []
+
+
+@pytest.mark.usefixtures("windows_files")
+def test_a_file_that_is_read_while_it_is_deleted_goes_when_it_is_closed(make_app: AppMaker, tmp_path: Path) -> None:
+    client = make_app().test_client()
+    dataset = make_dataset(NumberOfFrames=100, PixelData=bytes(100 * 512))
+    stored = make_file(dataset)
+    assert client.post("/dicomweb/studies", data=stored, content_type="application/dicom").status_code == 200
+    study = f"/dicomweb/studies/{dataset.StudyInstanceUID}"
+    instance = f"{study}/series/{dataset.SeriesInstanceUID}/instances/{dataset.SOPInstanceUID}"
+    reading = client.get(instance, headers={"Accept": "application/dicom"})
+    assert client.delete(study).status_code == 204
+    assert client.get(instance).status_code == 410
+    files = list((tmp_path / "data" / "storage").rglob("*.dcm"))
+    assert len(files) == 1
+    assert reading.data == stored
+    reading.close()
+    deadline = monotonic() + 60
+    while files[0].exists() and monotonic() < deadline:
+        sleep(0.1)
+    assert not files[0].exists()

@@ -274,7 +274,8 @@ def _read(file: BinaryIO) -> bytes:
 
 def _copy_others(source: Path, target: Path, without: Collection[Path], last: Path | None) -> None:
     """Copy the files below a folder, but those that are there. What did not change since `last` is linked to it."""
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # On Windows with the rights of the folder above: 0o700 would shut the service out of what an administrator copied.
+    target.mkdir(mode=0o777 if os.name == "nt" else 0o700, parents=True, exist_ok=True)
     if not source.is_dir():
         return
     for path in sorted(source.iterdir()):

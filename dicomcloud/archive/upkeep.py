@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _BATCH = 200  # files indexed in one transaction by reindex and repair
 _PIECE = 1 << 20  # bytes copied at a time
 _SOON = 3.0  # seconds after which a database that went away is asked again
+_LONGEST_PAUSE = 60.0  # seconds between two attempts to remove a file that is held open
 _ABANDONED = 24 * 3600.0  # seconds after which a spooled file belongs to a request that died
 
 
@@ -57,27 +58,52 @@ class Upkeep:
         self._waiting: dict[str, bool] = {}  # the keys of `see_to_later`
         self._lock = Lock()
         self._timer: Timer | None = None
+        self._kept: set[str] = set()  # the keys of files that could not be removed yet
+        self._removal: Timer | None = None
         self._closed = False
 
     def close(self) -> None:
         """What waits to be seen to is left to the next start."""
         with self._lock:
             self._closed = True
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in (self._timer, self._removal):
+                if timer is not None:
+                    timer.cancel()
 
     def remove_files(self, keys: Sequence[str]) -> None:
-        """Remove files that no row names any more; those that cannot be removed now are left to `recover`."""
-        removed = []
+        """Remove files that no row names any more; those that cannot be removed now are tried again."""
+        self._remove(keys, _SOON)
+
+    def _remove(self, keys: Sequence[str], pause: float) -> None:
+        removed, kept = [], []
         for key in keys:
             try:
                 self._storage.delete(key)
             except (OSError, Unavailable) as error:  # still open on Windows, or the storage is away
-                log.warning("file %s could not be removed yet: %s", key, error)
+                kept.append(key)
+                if key not in self._kept:
+                    log.warning("file %s could not be removed yet: %s", key, error)
             else:
                 removed.append(key)
                 self._cache.forget(key)
+        with self._lock:
+            self._kept = (self._kept - set(removed)).union(kept)
+            if self._kept and self._removal is None and not self._closed:
+                self._removal = Timer(pause, self._remove_kept, [min(2 * pause, _LONGEST_PAUSE)])
+                self._removal.daemon = True
+                self._removal.start()
         self._index.files_removed(removed)
+
+    def _remove_kept(self, next_pause: float) -> None:
+        with self._lock:
+            self._removal = None
+            keys = sorted(self._kept)
+        try:
+            self._remove(keys, next_pause)
+        except Unavailable as error:
+            log.warning("that files were removed is noted at the next start: %s", error)
+        except Exception:
+            log.exception("files that could not be removed are left to the next start")
 
     def unfinished(self) -> int:
         """How many files a crash left to `recover`."""

@@ -65,10 +65,10 @@ def make_folder(path: Path) -> None:
 
 
 def ask_password(text: str, instead: str, *, twice: bool = False) -> str:
-    """A password that is typed and not shown. Where it cannot be typed, the command fails and tells what to do `instead`."""
+    """A password that is typed and not shown; where that cannot be, the command ends and says what to do `instead`."""
     if os.name == "nt":  # without a console Python's own function waits for ever, and fills the memory
         try:
-            open("CONIN$").close()  # noqa: SIM115
+            open("CONIN$").close()
         except OSError:
             fail(f"There is no console in which a password could be typed: {instead}.", 2)
     return str(click.prompt(text, hide_input=True, confirmation_prompt=twice, err=True))

@@ -11,6 +11,7 @@ one or two folders, and an incremental backup finds only new ones.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from typing import BinaryIO, cast
 
 from . import FileMissing, Incoming, StoredFile
 from .spool import Spool, SpooledFile, new_key
+
+_PAUSES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8) if os.name == "nt" else ()  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +139,24 @@ class FileSystemStorage:
         for folder in folders:
             _make_folder(folder)
         for path, target in moves:
-            os.replace(path, target)
+            _replace(path, target)
         for folder in folders:
             sync_folder(folder)
 
     def _folders(self, parent: Path) -> list[str]:
         with os.scandir(parent) as entries:
             return [entry.name for entry in entries if entry.name != self._spool.folder.name and entry.is_dir()]
+
+
+def _replace(path: Path, target: Path) -> None:
+    for pause in _PAUSES:  # on Windows a virus scanner or an indexer may look into a new file for a moment
+        try:
+            os.replace(path, target)
+        except PermissionError:
+            time.sleep(pause)
+        else:
+            return
+    os.replace(path, target)
 
 
 def _make_folder(folder: Path) -> None:

@@ -86,7 +86,9 @@ def test_the_server_refuses_to_listen_on_a_network_until_there_is_a_user(run: Ru
     assert "users add NAME" in refused.stderr
 
 
-def in_a_code_page(environment: dict[str, str], *arguments: str, typed: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def in_a_code_page(
+    environment: dict[str, str], *arguments: str, typed: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
     """What a program of its own does whose standard streams are in a code page, as files and pipes are on Windows."""
     return subprocess.run(
         [sys.executable, "-m", "dicomcloud", *arguments],

@@ -137,7 +137,7 @@ def test_a_commit_that_fails_leaves_no_file(storage: Storage, spool: Path) -> No
     good.write(b"good")
     lost.write(b"lost")
     lost.discard()
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(FileNotFoundError):
         storage.commit([good, lost])
     good.discard()
     assert list(storage.files()) == []
@@ -170,7 +170,7 @@ def test_a_source_is_opened_in_another_process_and_names_its_file_only(storage: 
     source = storage.source(key)
     with pickle.loads(pickle.dumps(source)).open() as file:
         assert file.read() == b"abc"
-    assert key in repr(source)
+    assert key in repr(source).replace("\\\\", "/")
     assert "secret" not in repr(source)
     assert source.is_local == url.startswith("file:")
 
@@ -200,6 +200,7 @@ def test_only_spooled_files_that_nobody_writes_to_are_removed(storage: Storage, 
     old, new = storage.receive(), storage.receive()
     old.write(b"old")
     new.write(b"new")
+    old.sync_soon()  # nobody has it open: its request died
     paths = sorted(spool.iterdir(), key=lambda path: path.read_bytes())
     os.utime(paths[1], (1, 1))  # "old" sorts behind "new"
     assert storage.remove_abandoned(3600) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -25,3 +26,16 @@ def test_a_folder_uses_no_other_place_of_the_machine(tmp_path: Path) -> None:
     (key,) = storage.commit([incoming])
     assert storage.presigned_url(key, 60) is None
     assert [path.name for path in tmp_path.iterdir()] == ["storage"]
+
+
+def test_a_new_file_that_another_program_looks_into_for_a_moment_is_stored(tmp_path: Path) -> None:
+    storage = open_storage(f"file://{tmp_path / 'storage'}", LocalSpace(tmp_path / "spool", tmp_path / "cache", 0))
+    incoming = storage.receive()
+    incoming.write(b"abc")
+    (part,) = (tmp_path / "storage" / "incoming").iterdir()
+    looking = open(part, "rb")  # noqa: SIM115 (as a virus scanner does: on Windows it cannot be renamed meanwhile)
+    closing = Timer(0.3, looking.close)
+    closing.start()
+    (key,) = storage.commit([incoming])
+    closing.join()
+    assert storage.read(key, 0, 9) == b"abc"
