@@ -150,6 +150,17 @@ def test_a_store_leaves_nothing_behind_where_open_files_cannot_be_removed(make_a
         client.post("/dicomweb/studies", data=path.read_bytes(), content_type="application/dicom")
     bare = make_file(make_dataset())[132:]  # without preamble: the archive writes one
     assert client.post("/dicomweb/studies", data=bare, content_type="application/dicom").status_code == 200
+    for kind, body in (
+        ("application/dicom+xml", b"<!DOCTYPE x><NativeDicomModel/>"),
+        ("application/dicom+xml", b"<NativeDicomModel><DicomAttribute/></NativeDicomModel>"),
+        ("application/dicom+xml", b"<NativeDicomModel>"),
+        ("application/dicom+json", b'[{"00080018": {"vr": "UI", "Value": 5}}, {'),
+        ("application/zip", b"PK\x03\x04 no archive"),
+    ):
+        related = f'multipart/related; type="{kind}"; boundary=b'
+        parts = b"--b\r\nContent-Type: %s\r\n\r\n%s\r\n--b--" % (kind.encode(), body)
+        for content_type, data in ((kind, body), (related, parts)):
+            assert client.post("/dicomweb/studies", data=data, content_type=content_type).status_code >= 400
     assert [path for path in (tmp_path / "data").rglob("*") if path.suffix in (".part", ".note", ".undo")] == []
 
 

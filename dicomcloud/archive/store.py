@@ -12,6 +12,7 @@ from functools import partial
 from itertools import chain
 from mmap import mmap
 from tempfile import SpooledTemporaryFile
+from traceback import clear_frames
 from typing import Any, BinaryIO, Literal, cast
 
 import orjson
@@ -154,7 +155,10 @@ class StoreBatch:
     def __enter__(self) -> StoreBatch:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        while error is not None:  # whose traceback has views of what is spooled; Windows removes no mapped file
+            clear_frames(error.__traceback__)
+            error = error.__context__
         for item in self._items:
             if not isinstance(item, StoreItem):
                 item.incoming.discard()

@@ -126,9 +126,12 @@ def from_native_model_xml(document: bytes | memoryview) -> dict[str, Any]:
         parser.close()
     except etree.XMLSyntaxError as error:
         raise target.fault or ValueError(f"it is not well-formed XML: {error.msg}") from None
-    if target.fault or target.result is None:
-        raise target.fault or ValueError("it ends too early")
-    return target.result
+    else:
+        if target.fault or target.result is None:
+            raise target.fault or ValueError("it ends too early")
+        return target.result
+    finally:
+        target.fault = None  # whose traceback has the target and the document: they would keep each other
 
 
 class _NativeModel:

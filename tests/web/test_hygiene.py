@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 import threading
@@ -145,6 +146,7 @@ def test_heavy_requests_wait_for_their_turn_and_light_ones_do_not(
     assert app.test_client().get(path).status_code == 404
 
 
+@pytest.mark.skipif(os.name == "nt", reason="on Windows the server is waitress, which speaks no TLS")
 def test_the_server_speaks_tls_itself(tmp_path: Path, environment: dict[str, str]) -> None:
     certificate, key = make_certificate(tmp_path)
     context = ssl.create_default_context(cafile=str(certificate))
