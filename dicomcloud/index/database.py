@@ -98,8 +98,13 @@ def _name_test(match: str) -> Callable[[tuple[str, str, str]], bool]:
 
 def _name_matches(alphabetic: str, other: str, match: str) -> bool:
     """SQL function: whether a name, as it lies in its two columns, fulfils an encoded Match."""
+    return _name_test(match)(groups_of_columns(alphabetic, other))
+
+
+def groups_of_columns(alphabetic: str, other: str) -> tuple[str, str, str]:
+    """The alphabetic, ideographic and phonetic group of a name, as it lies in its two columns."""
     ideographic, _, phonetic = other.partition("=")
-    return _name_test(match)((alphabetic, ideographic, phonetic))
+    return alphabetic, ideographic, phonetic
 
 
 class Cursor(Protocol):

@@ -14,9 +14,9 @@ import orjson
 
 from dicomcloud.dicom.attributes import EVERY_LEVEL, INDEXED_ATTRIBUTES, Level, json_key, level_of
 from dicomcloud.dicom.comparison import name_tokens, phonetic_code, shift
-from dicomcloud.dicom.matching import Kind, Match, matches, matching_items
+from dicomcloud.dicom.matching import Kind, Match, matches, matching_items, name_test
 from dicomcloud.dicom.query import MODALITIES_IN_STUDY, PATIENT_NAME, REFERRING_PHYSICIAN, Query
-from dicomcloud.index.database import Database
+from dicomcloud.index.database import Database, groups_of_columns
 from dicomcloud.index.models import NO_NUMBER
 
 _Condition = tuple[str, list[Any]]
@@ -402,7 +402,7 @@ class Search:
             both, both_values = _any([(condition, values), (other, other_values)])
             return f"({driver[0]} AND {both})", [*driver[1], *both_values]
         if by_column is None and exact:
-            ids = self._matching_ids(f"SELECT s.id, s.attributes FROM study s WHERE {other}", other_values, match)
+            ids = self._ids_of_names(column, other, other_values, match)
             if ids is not None:
                 return (f"({condition} OR s.id IN ({','.join(map(str, ids))}))" if ids else condition), values
             self._unsure.append(whole)
@@ -451,10 +451,11 @@ class Search:
             return None
         return f"s.id IN (SELECT t.study_key {rows})", [tag, *words]
 
-    def _matching_ids(self, statement: str, values: list[Any], match: Match) -> list[int] | None:
-        """The ids of rows (id, DICOM JSON) that fulfil the match; None where there are too many to list."""
-        rows = self._database.stream(statement, values)
-        ids = [row[0] for row in islice(rows, _LISTED) if matches(match, orjson.loads(row[1]))]
+    def _ids_of_names(self, column: str, condition: str, values: list[Any], match: Match) -> list[int] | None:
+        """The studies that the condition lets pass and whose name matches; None where there are too many to list."""
+        statement = f"SELECT s.id, {column}, {column}_other FROM study s WHERE {condition}"
+        rows, accepts = self._database.stream(statement, values), name_test(match)
+        ids = [key for key, *name in islice(rows, _LISTED) if accepts(groups_of_columns(*name))]
         return ids if next(iter(rows), None) is None else None
 
     def _has_other_names(self, column: str) -> bool:
@@ -820,7 +821,8 @@ def _rule_condition(match: Match, database: Database) -> _Condition:
 def _like(database: Database, column: str, pattern: str) -> _Condition:
     condition, values = database.like(column), [database.like_pattern(pattern)]
     prefix = _prefix(pattern)
-    if prefix and pattern.rstrip("*") == prefix != pattern:
+    exact = pattern.rstrip("*") == prefix != pattern and not prefix.endswith(" ")  # SQL Server: 'a' = 'a '
+    if prefix and exact:
         return f"{column} >= ? AND {column} < ?", [prefix, _after(prefix)]
     if prefix:
         return f"{column} >= ? AND {column} < ? AND {condition}", [prefix, _after(prefix), *values]
