@@ -3,7 +3,7 @@
 Fonts come as packages: FiraGO for Latin, Greek, Cyrillic, Arabic, Hebrew and Thai (pymupdf-fonts), Noto Sans CJK for
 Chinese, Japanese and Korean (noto-cjk-sans-otc), both under the SIL Open Font License; for what neither has, fonts of
 the system in their usual folders. A character that no font has is shown as the box that a font keeps for this.
-Arabic is joined and right-to-left text is ordered by Raqm, which Pillow brings.
+Arabic is joined and right-to-left text is ordered by Raqm, which Pillow brings, or else by `visual_order`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .lut import Rgb
 from .rendering_parameters import Window
 from .stored_image import StoredImage
 from .values import Attributes
+from .visual_order import in_visual_order
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Face = tuple[str, int]  # a font's name or path, and the number of the face in its file
@@ -82,13 +83,18 @@ def _system_fonts() -> tuple[Face, ...]:
     return tuple((found[name], 0) for name in _SYSTEM_FONTS if name in found)
 
 
+@functools.cache
+def _has_raqm() -> bool:
+    return bool(features.check("raqm"))
+
+
 @functools.lru_cache(maxsize=48)
 def _font(face: Face, size: int) -> Font | None:
     """A face in a size, in pixels; None if it cannot be had."""
     file = _font_file(face[0])
     if file is None:
         return None
-    layout = ImageFont.Layout.RAQM if features.check("raqm") else ImageFont.Layout.BASIC
+    layout = ImageFont.Layout.RAQM if _has_raqm() else ImageFont.Layout.BASIC
     try:
         return ImageFont.truetype(io.BytesIO(file) if isinstance(file, bytes) else file, size, face[1], "", layout)
     except OSError:
@@ -124,6 +130,8 @@ def _runs(text: str, size: int, character_set: str) -> list[tuple[str, Font]]:
     fallback: Font = _font(faces[0], size) or _font(faces[1], size) or ImageFont.load_default(size)
     if text.isascii() and isinstance(fallback, ImageFont.FreeTypeFont):
         return [(text, fallback)]
+    if not _has_raqm():
+        text = in_visual_order(text)
     runs: list[tuple[str, Font]] = []
     for character in text:
         current = runs[-1][1] if runs else None

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
 from dicomcloud.dicom import annotation, values
 from dicomcloud.dicom.annotation import draw_text, patient_lines, technique_lines
 from dicomcloud.dicom.header import scan
 from dicomcloud.dicom.rendering import CannotRender, Rendering, Viewport, Window, read_header, render_frame
 from dicomcloud.dicom.stored_image import StoredImage
+from dicomcloud.dicom.visual_order import in_visual_order
 from dicomcloud.errors import BadRequest
 from tests.data import make_file, sample_files
 
@@ -150,6 +151,51 @@ def test_arabic_letters_are_joined() -> None:
         return box[2] - box[0]
 
     assert width("ببب") < width("\u200c".join("ببب"))
+
+
+ORDERS = {  # as Raqm draws them
+    "plain": "plain",
+    "שרון 12-34, Doe": "Doe ,12-34 ןורש",
+    "ID P1 *1970-01-31 שרון": "ID P1 *1970-01-31 ןורש",
+    "אב 50% ג": "ג 50% בא",
+    "A (שרון) b": "A (ןורש) b",
+    "שרון (A) b": "b (A) ןורש",
+    "שלום (אב": "בא) םולש",
+    "שרון  ": "  ןורש",
+    "قباني": "\ufef2\ufee7\ufe8e\ufe92\ufed7",
+    "سلام لا": "\ufefb \u0645\ufefc\ufeb3",
+    "Doe محمد 123": "Doe 123 \ufeaa\ufee4\ufea4\ufee3",
+    "محمد ١٢٣/٤٥": "١٢٣/٤٥ \ufeaa\ufee4\ufea4\ufee3",
+    "Name: محمد (أحمد)": "Name: (\ufeaa\ufee4\ufea3\u0623) \ufeaa\ufee4\ufea4\ufee3",
+}
+
+
+@pytest.mark.parametrize("text", ORDERS)
+def test_text_is_put_in_the_order_in_which_it_is_seen(text: str) -> None:
+    assert in_visual_order(text) == ORDERS[text]
+
+
+def test_arabic_is_joined_and_ordered_without_raqm_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(text: str) -> Array:
+        picture = Image.new("L", (400, 60))
+        draw_text(picture, [text], (0, 0, 400, 60), size=32)
+        return np.asarray(picture) > 128
+
+    def forget() -> None:
+        annotation._font.cache_clear()
+        annotation._has_raqm.cache_clear()
+
+    with_raqm = drawn("Doe محمد")
+    had_raqm = features.check("raqm")
+    forget()
+    monkeypatch.setattr(features, "check", lambda _: False)  # as with Pillow on Windows
+    try:
+        without = drawn("Doe محمد")
+    finally:
+        forget()
+    assert without.sum() > 200
+    if had_raqm:
+        assert (with_raqm & without).sum() > 0.9 * (with_raqm | without).sum()
 
 
 def test_control_characters_and_unknown_ones_do_no_harm() -> None:
