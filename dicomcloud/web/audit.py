@@ -67,8 +67,6 @@ def _note(trail: AuditTrail, own: dict[str, Any], actor: Actor, status: int) -> 
     asked = current_request()
     if need is None or asked.method == "OPTIONS":
         return
-    if caller is not None and caller.name:
-        actor.caller, actor.method = caller.name, caller.method
     view = (asked.endpoint or "").rpartition(".")[2]
     study, series, instance = _uids(asked)
     if own.get("refused") or status == 401 or (status in _REFUSALS and caller is None):

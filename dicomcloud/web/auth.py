@@ -157,6 +157,8 @@ def _caller(asked: Request, service: Service, actor: Actor | None) -> Caller:
     caller = authentication.caller(Shown(headers, cookie, address, proxied))
     if caller is None:
         raise Unauthorized("Say who you are: log in, or send an Authorization header")
+    if actor is not None and caller.name:
+        actor.caller, actor.method = caller.name, caller.method
     return caller
 
 

@@ -23,7 +23,7 @@ from dicomcloud.index.audit import AuditTable, Event
 from tests.conftest import AppMaker, Run
 from tests.data import make_dataset, make_file
 from tests.databases import SERVER
-from tests.web.test_access import add_user, basic, store
+from tests.web.test_access import add_key, add_user, basic, store
 from tests.web.test_sessions import log_in
 
 
@@ -74,6 +74,26 @@ def test_each_kind_of_request_is_recorded_with_who_what_where_and_outcome(secure
         ("reader", 401),
     }
     assert list(secured.extensions["dicomcloud"].archive.audit.table.verify()) == []
+
+
+def test_changes_are_recorded_with_who_made_them_long_after_the_login_too(make_app: AppMaker) -> None:
+    first = make_app()
+    add_user(first, "administrator", "administrator")
+    app = make_app(trusted_proxies="127.0.0.1", proxy_user_header="X-Remote-User", proxy_roles_header="X-Roles")
+    key = add_key(app.extensions["dicomcloud"].archive, "administrator")
+    ways = {
+        "administrator": basic("administrator"),
+        "key:k": {"Authorization": f"Bearer {key}"},
+        "anna": {"X-Remote-User": "anna", "X-Roles": "administrator"},
+    }
+    client = app.test_client()
+    for who in list(ways.values()) * 2:
+        dataset = make_dataset()
+        file = make_file(dataset)
+        client.post("/dicomweb/studies", data=file, content_type="application/dicom", headers=who)
+        assert client.delete(f"/dicomweb/studies/{dataset.StudyInstanceUID}", headers=who).status_code == 204
+    for action in ("store", "delete"):
+        assert [each.caller for each in events(app, action)] == list(ways) * 2
 
 
 def test_browsers_that_log_in_and_out_and_links_are_recorded(make_app: AppMaker) -> None:
