@@ -168,7 +168,8 @@ def _telling() -> Iterator[None]:
 def new_key() -> str:
     """A key that no other process makes, greater than all that were made in earlier milliseconds."""
     name = _new_name()
-    return f"{name[:4]}/{name[4:7]}/{name}.dcm"
+    folder = name[4:7].replace("prn", "pro")  # a name that Windows gives no folder; no other has an o
+    return f"{name[:4]}/{folder}/{name}.dcm"
 
 
 def _new_name() -> str:

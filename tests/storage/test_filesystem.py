@@ -7,7 +7,7 @@ from threading import Timer
 
 import pytest
 
-from dicomcloud.storage import LocalSpace, open_storage
+from dicomcloud.storage import LocalSpace, open_storage, spool
 
 
 def test_a_folder_that_may_not_be_reached_is_told(tmp_path: Path) -> None:
@@ -39,3 +39,14 @@ def test_a_new_file_that_another_program_looks_into_for_a_moment_is_stored(tmp_p
     (key,) = storage.commit([incoming])
     closing.join()
     assert storage.read(key, 0, 9) == b"abc"
+
+
+def test_no_key_has_a_name_that_windows_keeps_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
+    keys = []
+    for n in range(1 << 15):  # all folders of thirteen days
+        monkeypatch.setattr(spool.time, "time_ns", lambda n=n: ((1 << 40) + (n << 15)) * 1_000_000)
+        keys.append(spool.new_key())
+    assert not [key for key in keys if devices & {part.partition(".")[0] for part in key.split("/")}]
+    assert keys == sorted(keys)
+    assert len({key.rpartition("/")[0] for key in keys}) == 1 << 15
