@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import pytest
@@ -129,6 +130,22 @@ def test_compose_gives_settings_that_the_server_takes() -> None:
     assert (settings.authentication, bool(settings.trusted_proxies)) == ("required", True)
     assert "ports" not in services["dicomcloud"]
     assert "ports" not in services["database"]
+
+
+def test_compose_makes_the_database_and_the_login_that_the_server_asks_for() -> None:
+    text = re.sub(r"\$\{(\w+):\?[^}]*\}", r"${\1}", (PROJECT / "compose.yaml").read_text(encoding="utf-8"))
+    services = yaml.safe_load(text)["services"]
+    setup = services["database-setup"]
+    script = (CONFIG / "containers" / "database.sql").read_text(encoding="utf-8")
+    url = urlsplit(services["dicomcloud"]["environment"]["DICOMCLOUD_DATABASE_URL"])
+    assert (url.username, url.hostname, url.path) == ("dicomcloud", "database", "/dicomcloud")
+    assert "CREATE DATABASE dicomcloud" in script
+    assert "CREATE LOGIN dicomcloud WITH PASSWORD = '$(MSSQL_LOGIN_PASSWORD)'" in script
+    assert re.findall(r"\$\((\w+)\)", script) == ["MSSQL_LOGIN_PASSWORD"]
+    assert setup["command"] == ["-v", f"MSSQL_LOGIN_PASSWORD={url.password}"]
+    assert services["dicomcloud"]["depends_on"] == {"database-setup": {"condition": "service_completed_successfully"}}
+    assert setup["volumes"] == ["./config/containers/database.sql:/database.sql:ro"]
+    assert setup["entrypoint"][-1] == "/database.sql"
 
 
 def test_the_image_gets_every_file_that_the_program_needs() -> None:
