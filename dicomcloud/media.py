@@ -58,7 +58,7 @@ class ZipMedium:
             self._zip = zipfile.ZipFile(file)
         except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeError, OverflowError) as error:
             raise ValueError(str(error) or "it is damaged") from None
-        self._infos = [info for info in self._zip.infolist() if not info.is_dir()]
+        self._infos = [info for info in self._zip.infolist() if not info.filename.endswith("/")]
         if len(self._infos) > max_members:
             raise ValueError(f"it has more than {max_members} members")
         self._left = min(max_bytes, max(_ALWAYS, _RATIO * size))

@@ -53,6 +53,11 @@ def test_a_damaged_member_fails_alone(client):
     assert "cannot be unpacked: Bad CRC-32" in answer.headers["Warning"]
 
 
+def test_a_member_without_a_name_is_stored_like_others(client):
+    answer = post(client, zipped(("NAME", make_file())).replace(b"NAME", b"\0AME"))
+    assert (answer.status_code, len(answer.json["00081199"]["Value"])) == (200, 1)
+
+
 def test_an_encrypted_member_fails_with_that_reason(client):
     body = bytearray(zipped(("1", make_file())))
     body[6] |= 1

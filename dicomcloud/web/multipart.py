@@ -25,7 +25,7 @@ OUT_PIECE = 256 << 10  # the most that is handed to the server at a time; smalle
 MAX_PART_HEADER = 16 << 10
 MAX_PREAMBLE = 1 << 20
 MAX_PARTS = 100_000
-_MAX_BOUNDARY = 200  # RFC 2046 allows 70 characters
+LONGEST_BOUNDARY = 200  # characters; RFC 2046 allows 70 characters
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _REST_OF_LINE = re.compile(rb"(--)?[ \t]{0,256}(\r\n|\n|\Z)")  # of a delimiter line; blanks are transport padding
@@ -106,7 +106,7 @@ def boundary_of(content_type: MediaType) -> str:
     boundary = content_type.parameter("boundary")
     if not boundary:
         raise BadRequest("The Content-Type header has no boundary parameter.")
-    if len(boundary) > _MAX_BOUNDARY or not boundary.isprintable() or not _is_latin_1(boundary):
+    if len(boundary) > LONGEST_BOUNDARY or not boundary.isprintable() or not _is_latin_1(boundary):
         raise BadRequest(f"The boundary {boundary[:70]!r} of the Content-Type header is not a possible boundary.")
     return boundary
 
