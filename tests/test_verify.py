@@ -32,7 +32,7 @@ def test_verify_in_parts_sees_every_file_once_and_then_begins_anew(run: Run, sto
         report = report_of(run("verify", "--checksums", "--resume", "--minutes", "0.000001", "--json"))
         assert (report["files"], report["complete"]) == (1, False)
         seen += [each["key"] for each in report["findings"]]
-    assert seen == [str(path.relative_to(stored[0].parents[2])) for path in (stored[0], stored[5])]
+    assert seen == [path.relative_to(stored[0].parents[2]).as_posix() for path in (stored[0], stored[5])]
     report = report_of(run("verify", "--checksums", "--resume", "--json"))
     assert report["complete"]
     whole = report_of(run("verify", "--checksums", "--resume", "--json"))

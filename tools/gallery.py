@@ -117,6 +117,7 @@ def main(arguments: Sequence[str]) -> int:
         app = create_app(load(environ={"DICOMCLOUD_DATA_DIR": data, "DICOMCLOUD_DUPLICATES": "replace"}))
         for name, path in files_in(places):
             shown.append(show(app.test_client(), name, path, target))
+        app.extensions["dicomcloud"].archive.close()  # Windows removes no folder with an open file in it
     (folder / "index.html").write_text(page(shown), encoding="utf-8")
     print(f"{folder / 'index.html'}: {sum(not one.reason for one in shown)} rendered, "
           f"{sum(bool(one.reason) for one in shown)} refused")  # fmt: skip
