@@ -125,9 +125,10 @@ class FileSystemStorage:
         return self._spool.disk_space()
 
     def check(self, key: str | None = None) -> None:
-        if not os.access(self._spool.folder, os.R_OK | os.W_OK | os.X_OK):
-            reason = "may not be written" if self._spool.folder.is_dir() else "is not there"
-            raise OSError(f"{self._root} {reason}; is its disk mounted, and writable for this user?")
+        try:
+            self._spool.check()
+        except OSError as error:
+            raise OSError(f"{self._root} {error}; is its disk mounted, and writable for this user?") from None
         if key is not None and not self._path(key).is_file():
             raise OSError(f"{self._root} lacks {key}, which the index names; is its disk mounted?")
 

@@ -65,12 +65,26 @@ class Spool:
         """Remove files that nobody has written to for `older_than` seconds; return how many."""
         removed = 0
         oldest = time.time() - older_than
-        for path in self.folder.glob("*.part"):
+        for path in (*self.folder.glob("*.part"), *self.folder.glob("*.note")):
             with suppress(OSError):  # finished or removed by another process, or still open (Windows)
-                if path.stat().st_mtime < oldest:
+                status = path.stat()
+                # A note without keys was begun when the process died: nothing was stored yet.
+                if status.st_mtime < oldest and (path.suffix == ".part" or not status.st_size):
                     path.unlink()
                     removed += 1
         return removed
+
+    def check(self) -> None:
+        """Raises OSError when it may not be written."""
+        if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
+            raise OSError("may not be written" if self.folder.is_dir() else "is not there")
+        if os.name == "nt":  # where that looks at no rights
+            probe = self.folder / f"{_new_name()}.part"
+            try:
+                open(probe, "xb").close()
+                probe.unlink()
+            except OSError as error:
+                raise OSError(f"may not be written ({error.strerror})") from None
 
     def disk_space(self) -> tuple[int, int]:
         """Free bytes and all bytes of its volume. Raises OSError."""

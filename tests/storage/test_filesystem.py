@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from threading import Timer
 
@@ -50,3 +51,18 @@ def test_no_key_has_a_name_that_windows_keeps_for_a_device(monkeypatch: pytest.M
     assert not [key for key in keys if devices & {part.partition(".")[0] for part in key.split("/")}]
     assert keys == sorted(keys)
     assert len({key.rpartition("/")[0] for key in keys}) == 1 << 15
+
+
+def test_a_note_that_was_begun_only_goes_with_the_abandoned_files(tmp_path: Path) -> None:
+    storage = open_storage(f"file://{tmp_path / 'storage'}", LocalSpace(tmp_path / "spool", tmp_path / "cache", 0))
+    incoming = storage.receive()
+    incoming.write(b"abc")
+    keys = storage.commit([incoming])
+    folder = tmp_path / "storage" / "incoming"
+    (written,) = folder.iterdir()
+    begun = folder / "0123456789abcdefghjkmnpqrs.dcm.note"
+    begun.touch()
+    for path in (written, begun):
+        os.utime(path, (1, 1))
+    assert storage.remove_abandoned(3600) == 1
+    assert (list(folder.iterdir()), storage.unconfirmed()) == ([written], keys)
