@@ -69,10 +69,8 @@ def main(
 ) -> None:
     """Run the command that `arguments` name (default: the process's own), and exit."""
     program = Program(open_archive, create_app)
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # into a file or a pipe Windows writes a code page, which lacks most letters
+    # Into a file or a pipe Windows writes a code page, which lacks most letters.
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     set_actor(operator())
