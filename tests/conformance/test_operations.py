@@ -31,7 +31,7 @@ def metric(server: Any, name: str) -> float:
 
 
 def becomes(server: Any, name: str, value: float) -> bool:
-    """Whether a metric comes to a value: answers are counted up to a second after they have left, the first ones too."""
+    """Whether a metric comes to a value: answers are counted a second after they have left, the first ones too."""
     until = time.monotonic() + 30
     while value_of(server, name) != value:
         if time.monotonic() > until:
